@@ -1,0 +1,183 @@
+#!/bin/sh
+# Installs what building and testing need; ./run setup calls it. Says nothing when nothing is to do.
+#
+#   scripts/setup.sh [PACKAGE...]      Debian packages that a lane needs beside the others
+#
+# Debian: distribution packages, as root or with sudo. Debian 12 has liburing 2.3, where 2.9 is
+# needed: Debian 13's package is unpacked under build/deps, so that the system mixes no releases.
+# Elsewhere: only says what is missing.
+set -eu
+root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+deps=$root/build/deps
+
+packages="gcc libc6-dev make meson ninja-build pkgconf python3 libssl-dev libcriterion-dev
+  openssl curl gnutls-bin nginx strace ca-certificates"
+[ -f "$root/ext/ruby/extconf.rb" ] && packages="$packages ruby ruby-dev"
+
+packages="$packages $*"
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+id=unknown version= codename=
+if [ -r /etc/os-release ]; then
+  # shellcheck disable=SC1091
+  id=$(. /etc/os-release; echo "${ID:-unknown}")
+  version=$(. /etc/os-release; echo "${VERSION_ID:-}")
+  codename=$(. /etc/os-release; echo "${VERSION_CODENAME:-}")
+fi
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null 2>&1; then
+    sudo "$@"
+  else
+    die "needs root to install packages, and there is no sudo: run '$root/run setup' as root once"
+  fi
+}
+
+# Words of "$@" that are not installed.
+missing_packages() {
+  installed=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
+    sed -n 's/^installed //p' | tr '\n' ' ')"
+  for package; do
+    case $installed in *" $package "*) ;; *) printf '%s ' "$package" ;; esac
+  done
+}
+
+apt() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"
+}
+
+# Runs a command; its output is shown only if it fails.
+quietly() {
+  log=$(mktemp)
+  if "$@" >"$log" 2>&1; then
+    rm -f "$log"
+  else
+    sed 's/^/  /' "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+}
+
+# nginx is here for the interoperability tests, which start it themselves: installing it must
+# not start it as a service, now or at the next boot.
+install_packages() {
+  policy=/usr/sbin/policy-rc.d
+  if [ -e $policy ]; then
+    policy=
+  else
+    # shellcheck disable=SC2064
+    trap "as_root rm -f $policy" EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+    as_root chmod 755 $policy
+  fi
+  status=0
+  quietly apt install -y --no-install-recommends "$@" || status=$?
+  if [ -n "$policy" ]; then
+    as_root rm -f "$policy"
+    trap - EXIT INT TERM
+  fi
+  case " $* " in *" nginx "*)
+    if command -v systemctl >/dev/null 2>&1; then
+      as_root systemctl disable nginx >/dev/null 2>&1 || true
+    fi
+  esac
+  return $status
+}
+
+setup_packages() {
+  # shellcheck disable=SC2086
+  missing=$(missing_packages $packages)
+  [ -n "$missing" ] || return 0
+  say "installing $missing"
+  quietly apt update || say "apt-get update failed; trying with the package lists that are there"
+  for package in $missing; do
+    apt-cache show "$package" >/dev/null 2>&1 ||
+      die "the package sources of this machine have no '$package': see /etc/apt/sources.list.d, then run this again"
+  done
+  # shellcheck disable=SC2086
+  install_packages $missing || die "apt-get could not install: $missing"
+}
+
+# Where this machine gets its Debian from.
+archive_uri() {
+  for field in Codename Release; do
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+      "$field: $codename" 'Component: main' | head -n 1)
+    [ -z "$uri" ] || break
+  done
+  echo "$uri"
+}
+
+# Debian 13's packages through a private configuration: /etc/apt is not touched.
+unpack_liburing() {
+  uri=$(archive_uri)
+  [ -n "$uri" ] || die "no package source for $codename main in /etc/apt, from which Debian 13's liburing could be fetched"
+  say "unpacking a newer liburing under build/deps"
+  mkdir -p "$root/build"
+  tmp=$(mktemp -d)
+  new=$deps.new.$$
+  # shellcheck disable=SC2064
+  trap "rm -rf '$tmp' '$new'" EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  mkdir -p "$tmp/parts" "$tmp/lists/partial" "$tmp/debs" "$new/objects"
+  # The sandbox user of apt must be able to read it.
+  chmod 755 "$tmp" "$tmp/debs"
+  printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\n' "$uri" >"$tmp/parts/trixie.sources"
+  set -- -qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$tmp/parts" \
+    -o Dir::Etc::preferencesparts="$tmp" -o Dir::State::lists="$tmp/lists" \
+    -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User="$(id -un)"
+  quietly apt-get "$@" update ||
+    die "cannot read Debian 13's package lists from this machine's mirror (its signing key comes with debian-archive-keyring: 'apt-get install debian-archive-keyring' brings the current ones)"
+  # linux-libc-dev too: liburing's headers use kernel headers that Debian 12's lack.
+  (cd "$tmp/debs" && quietly apt-get "$@" download liburing-dev linux-libc-dev) ||
+    die "cannot download liburing-dev and linux-libc-dev of Debian 13"
+  for deb in "$tmp"/debs/*.deb; do
+    dpkg-deb -x "$deb" "$new"
+  done
+  # The package has the asm/ headers of every architecture, each in a folder of its own.
+  mv "$new/usr/include/$(gcc -print-multiarch)/asm" "$new/usr/include/asm"
+  rm -rf "$new"/usr/include/*-linux-gnu* "$new/usr/share"
+  (cd "$new/objects" && ar x "$new"/usr/lib/*/liburing.a)
+  rm -rf "$deps"
+  mv "$new" "$deps"
+  rm -rf "$tmp"
+  trap - EXIT INT TERM
+}
+
+setup_liburing() {
+  pkg-config --atleast-version=2.9 liburing 2>/dev/null && return 0
+  [ -d "$deps/objects" ] && return 0
+  unpack_liburing
+}
+
+setup_elsewhere() {
+  lacking=
+  for tool in cc meson ninja pkg-config python3 openssl curl; do
+    command -v $tool >/dev/null 2>&1 || lacking="$lacking $tool,"
+  done
+  if command -v pkg-config >/dev/null 2>&1; then
+    pkg-config --atleast-version=2.9 liburing 2>/dev/null || lacking="$lacking liburing >= 2.9 with its headers,"
+    pkg-config --atleast-version=3.0 openssl 2>/dev/null || lacking="$lacking OpenSSL >= 3.0 with its headers,"
+    pkg-config --exists criterion 2>/dev/null || lacking="$lacking Criterion with its headers,"
+  fi
+  [ -z "$lacking" ] || die "this is not Debian 12 or later, so nothing is installed for you; missing:${lacking%,}"
+}
+
+if [ "$id" != debian ]; then
+  setup_elsewhere
+elif [ "$version" = 12 ]; then
+  setup_packages
+  setup_liburing
+elif [ -z "$version" ] || [ "$version" -ge 13 ]; then
+  packages="$packages liburing-dev"
+  setup_packages
+else
+  die "Debian $version is too old: OpenSSL 3.0 came with Debian 12"
+fi

@@ -1,0 +1,428 @@
+/* The io_uring backend: set-up with probing, one submit-and-wait per tick. */
+#include "../error.h"
+#include "alloc.h"
+#include "reactor.h"
+#include "slab.h"
+#include "uring_probe.h"
+
+#include <liburing.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define BUFFER_GROUP 0
+
+typedef struct uring {
+  struct io_uring ring;
+  unsigned setup_flags;
+
+  /* Provided buffers. A buffer is the kernel's until a completion without
+   * F_BUF_MORE; it goes back when that was seen and no segment refers to it. */
+  struct io_uring_buf_ring *buffer_ring;
+  uint8_t *buffers;
+  size_t buffers_size;
+  struct buffer_state {
+    uint32_t offset;     /* where the kernel's next receive lands (incremental) */
+    uint32_t references; /* segments in it */
+    bool kernels;
+  } *buffer_states;
+
+  bool registered;       /* the slab arena is */
+  int wake_fd;           /* eventfd */
+  uint64_t wake_count;   /* what its pending read writes to */
+} uring;
+
+static uring *state(const um_reactor *r) { return r->backend_state; }
+
+/* ---- submission ---- */
+
+/* The queue is emptied into the kernel when full; waiting for room is never
+ * needed then, but for SQPOLL, where the kernel's thread takes them. */
+static struct io_uring_sqe *next_sqe(um_reactor *r) {
+  uring *u = state(r);
+  struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+  for (int tries = 0; unlikely(!sqe) && tries < 1000; tries++) {
+    UM_COUNT(r, sq_full, 1);
+    UM_COUNT(r, enters, 1);
+    int result = io_uring_submit(&u->ring);
+    if (result == -EBUSY || result == -EAGAIN) io_uring_get_events(&u->ring);
+    if (u->setup_flags & IORING_SETUP_SQPOLL) io_uring_sqring_wait(&u->ring);
+    sqe = io_uring_get_sqe(&u->ring);
+  }
+  return sqe;
+}
+
+static void prepare_receive(um_reactor *r, struct io_uring_sqe *sqe, um_op *op) {
+  if (op->code == UM_OP_RECV_MULTI) {
+    io_uring_prep_recv_multishot(sqe, op->fd, NULL, 0, 0); /* length 0, no MSG_WAITALL */
+    sqe->file_index = op->length; /* sqe->optlen: total cap, kernel 6.17 */
+  } else {
+    io_uring_prep_recv(sqe, op->fd, op->address, op->address ? op->length : r->config.buffer_size,
+                       (int)op->flags);
+    if (op->address) return;
+  }
+  sqe->flags |= IOSQE_BUFFER_SELECT;
+  sqe->buf_group = BUFFER_GROUP;
+}
+
+static void prepare_send(um_reactor *r, struct io_uring_sqe *sqe, um_op *op) {
+  if (op->code == UM_OP_SEND)
+    io_uring_prep_send(sqe, op->fd, op->address, op->length, (int)op->flags);
+  else if (op->buffer_index >= 0 && state(r)->registered)
+    io_uring_prep_send_zc_fixed(sqe, op->fd, op->address, op->length, (int)op->flags, 0,
+                                (unsigned)op->buffer_index);
+  else
+    io_uring_prep_send_zc(sqe, op->fd, op->address, op->length, (int)op->flags, 0);
+}
+
+static void prepare_file(struct io_uring_sqe *sqe, um_op *op) {
+  switch (op->code) {
+    case UM_OP_READ:
+      io_uring_prep_read(sqe, op->fd, op->address, op->length, op->offset);
+      break;
+    case UM_OP_WRITE:
+      io_uring_prep_write(sqe, op->fd, op->address, op->length, op->offset);
+      break;
+    case UM_OP_OPENAT:
+      io_uring_prep_openat(sqe, op->fd, op->address, (int)op->flags, op->length);
+      break;
+    default:
+      io_uring_prep_splice(sqe, op->fd2, (int64_t)op->offset2, op->fd, (int64_t)op->offset,
+                           op->length, op->flags);
+  }
+}
+
+static void prepare_other(struct io_uring_sqe *sqe, um_op *op) {
+  switch (op->code) {
+    case UM_OP_POLL:
+      io_uring_prep_poll_add(sqe, op->fd, op->flags);
+      break;
+    case UM_OP_TIMEOUT:
+      io_uring_prep_timeout(sqe, &op->timeout, 0, IORING_TIMEOUT_ABS);
+      break;
+    case UM_OP_FUTEX_WAIT:
+      io_uring_prep_futex_wait(sqe, op->address, op->offset, FUTEX_BITSET_MATCH_ANY,
+                               FUTEX2_SIZE_U32 | FUTEX2_PRIVATE, 0);
+      break;
+    case UM_OP_FUTEX_WAKE:
+      io_uring_prep_futex_wake(sqe, op->address, op->offset, FUTEX_BITSET_MATCH_ANY,
+                               FUTEX2_SIZE_U32 | FUTEX2_PRIVATE, 0);
+      break;
+    case UM_OP_WAITID:
+      io_uring_prep_waitid(sqe, (idtype_t)op->fd, op->length, op->address, (int)op->flags, 0);
+      break;
+    default:
+      io_uring_prep_msg_ring(sqe, op->fd, 0, op->offset, 0);
+  }
+}
+
+static void prepare_socket(struct io_uring_sqe *sqe, um_op *op) {
+  switch (op->code) {
+    case UM_OP_SENDMSG:
+      io_uring_prep_sendmsg(sqe, op->fd, op->address, op->flags);
+      break;
+    case UM_OP_RECVMSG:
+      io_uring_prep_recvmsg(sqe, op->fd, op->address, op->flags);
+      break;
+    case UM_OP_ACCEPT:
+      io_uring_prep_accept(sqe, op->fd, op->address, op->address2, (int)op->flags);
+      break;
+    case UM_OP_ACCEPT_MULTI:
+      io_uring_prep_multishot_accept(sqe, op->fd, NULL, NULL, (int)op->flags);
+      break;
+    case UM_OP_CONNECT:
+      io_uring_prep_connect(sqe, op->fd, op->address, op->length);
+      break;
+    case UM_OP_SHUTDOWN:
+      io_uring_prep_shutdown(sqe, op->fd, (int)op->flags);
+      break;
+    default:
+      io_uring_prep_close(sqe, op->fd);
+  }
+}
+
+static int uring_submit(um_reactor *r, um_op *op) {
+  struct io_uring_sqe *sqe = next_sqe(r);
+  if (!sqe) return -EBUSY;
+  if (op->code <= UM_OP_RECV_MULTI) prepare_receive(r, sqe, op);
+  else if (op->code <= UM_OP_SEND_ZC) prepare_send(r, sqe, op);
+  else if (op->code <= UM_OP_CLOSE) prepare_socket(sqe, op);
+  else if (op->code >= UM_OP_READ && op->code <= UM_OP_SPLICE) prepare_file(sqe, op);
+  else prepare_other(sqe, op);
+  io_uring_sqe_set_data64(sqe, um__op_user_data(op));
+  return 0;
+}
+
+static int uring_cancel(um_reactor *r, um_op *op) {
+  struct io_uring_sqe *sqe = next_sqe(r);
+  if (!sqe) return -EBUSY;
+  io_uring_prep_cancel64(sqe, um__op_user_data(op), 0);
+  io_uring_sqe_set_data64(sqe, um__op_user_data(op) | UM_USER_DATA_CANCEL);
+  return 0;
+}
+
+/* ---- provided buffers ---- */
+
+static void lend_buffer(um_reactor *r, unsigned id) {
+  uring *u = state(r);
+  u->buffer_states[id] = (struct buffer_state){.kernels = true};
+  io_uring_buf_ring_add(u->buffer_ring, u->buffers + (size_t)id * r->config.buffer_size,
+                        r->config.buffer_size, (unsigned short)id,
+                        io_uring_buf_ring_mask(r->config.buffer_count), 0);
+  io_uring_buf_ring_advance(u->buffer_ring, 1);
+}
+
+static void uring_recycle(um_reactor *r, unsigned id) {
+  struct buffer_state *buffer = &state(r)->buffer_states[id];
+  if (--buffer->references || buffer->kernels) return;
+  UM_COUNT(r, buffers_used, -1);
+  lend_buffer(r, id);
+}
+
+static void take_buffer(um_reactor *r, const struct io_uring_cqe *cqe, um_completion *completion) {
+  uring *u = state(r);
+  unsigned id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+  struct buffer_state *buffer = &u->buffer_states[id];
+  completion->has_buffer = true;
+  completion->buffer = id;
+  completion->data = u->buffers + (size_t)id * r->config.buffer_size + buffer->offset;
+  if (cqe->res > 0) buffer->offset += (uint32_t)cqe->res;
+  buffer->references++;
+  if (cqe->flags & IORING_CQE_F_BUF_MORE) return;
+  buffer->kernels = false;
+  UM_COUNT(r, buffers_used, 1);
+}
+
+/* ---- completion ---- */
+
+static void deliver(um_reactor *r, const struct io_uring_cqe *cqe) {
+  um_completion completion = {.result = cqe->res,
+                              .more = cqe->flags & IORING_CQE_F_MORE,
+                              .notification = cqe->flags & IORING_CQE_F_NOTIF};
+  if (cqe->flags & IORING_CQE_F_BUFFER) take_buffer(r, cqe, &completion);
+  um__op_complete(r, cqe->user_data, &completion);
+}
+
+static void reap(um_reactor *r) {
+  struct io_uring *ring = &state(r)->ring;
+  struct io_uring_cqe *cqe;
+  unsigned head, seen = 0;
+  io_uring_for_each_cqe(ring, head, cqe) {
+    deliver(r, cqe);
+    seen++;
+  }
+  io_uring_cq_advance(ring, seen);
+}
+
+/* Under DEFER_TASKRUN completions are made only when we enter: TASKRUN says that
+ * there is something to make. */
+static bool must_enter(um_reactor *r) {
+  struct io_uring *ring = &state(r)->ring;
+  unsigned flags = __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED);
+  if (unlikely(flags & IORING_SQ_CQ_OVERFLOW)) UM_COUNT(r, cq_overflows, 1);
+  return io_uring_sq_ready(ring) || (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+static int enter_and_wait(um_reactor *r, um_time until) {
+  struct io_uring *ring = &state(r)->ring;
+  um_time left = until == UM_FOREVER ? UM_FOREVER : until ? until - um_now() : 0;
+  if (left <= 0 || io_uring_cq_ready(ring)) {
+    if (!must_enter(r)) return 0;
+    UM_COUNT(r, enters, 1);
+    return io_uring_submit_and_get_events(ring);
+  }
+  UM_COUNT(r, enters, 1);
+  UM_COUNT(r, waits, 1);
+  if (left == UM_FOREVER) return io_uring_submit_and_wait(ring, 1);
+  struct __kernel_timespec timeout = {left / UM_SECOND, left % UM_SECOND};
+  struct io_uring_cqe *cqe;
+  return io_uring_submit_and_wait_timeout(ring, &cqe, 1, &timeout, NULL);
+}
+
+/* EBUSY and EAGAIN: the completion queue overflowed or memory is short: reap what
+ * is there, the next tick tries again. */
+static int uring_wait(um_reactor *r, um_time until) {
+  int result = enter_and_wait(r, until);
+  reap(r);
+  bool passing = result == -ETIME || result == -EINTR || result == -EBUSY || result == -EAGAIN;
+  return result < 0 && !passing ? result : 0;
+}
+
+static unsigned uring_unsubmitted(const um_reactor *r) {
+  /* Read by other threads: the tail we own, the head the kernel owns. */
+  const struct io_uring_sq *sq = &state(r)->ring.sq;
+  return __atomic_load_n(&sq->sqe_tail, __ATOMIC_RELAXED) -
+         __atomic_load_n(sq->khead, __ATOMIC_RELAXED);
+}
+
+/* ---- wake-ups ---- */
+
+static int arm_wake(um_reactor *r);
+
+static void woken(um_op *op, const um_completion *completion) {
+  um_reactor *r = op->reactor;
+  (void)completion;
+  um__op_release(op);
+  UM_COUNT(r, wakes, 1);
+  arm_wake(r);
+}
+
+static int arm_wake(um_reactor *r) {
+  um_op *op = um__op_new(r, UM_OP_READ, state(r)->wake_fd);
+  if (!op) return -ENOMEM;
+  op->address = &state(r)->wake_count;
+  op->length = sizeof state(r)->wake_count;
+  op->offset = (uint64_t)-1;
+  op->done = woken;
+  return um__op_submit(op);
+}
+
+static int write_wake(int fd) {
+  uint64_t one = 1;
+  int saved = errno; /* may run in a signal handler */
+  ssize_t written = write(fd, &one, sizeof one);
+  int result = written < 0 ? -errno : 0;
+  errno = saved;
+  return result;
+}
+
+static void message_done(um_op *op, const um_completion *completion) {
+  if (completion->result < 0) write_wake(op->fd2);
+  um__op_release(op);
+}
+
+/* From a fiber of another ring the message leaves with that ring's next submission:
+ * no system call of its own. */
+static int uring_wake(um_reactor *r, um_reactor *from) {
+  bool message = from && from->backend == r->backend && from->supported >> UM_OP_MSG_RING & 1;
+  um_op *op = message ? um__op_new(from, UM_OP_MSG_RING, state(r)->ring.ring_fd) : NULL;
+  if (!op) return write_wake(state(r)->wake_fd);
+  op->offset = UM_USER_DATA_NONE;
+  op->fd2 = state(r)->wake_fd;
+  op->done = message_done;
+  return um__op_submit(op) < 0 ? write_wake(state(r)->wake_fd) : 0;
+}
+
+static int uring_pollable(um_reactor *r) { return state(r)->ring.ring_fd; }
+
+/* ---- life ---- */
+
+static int uring_start(um_reactor *r) {
+  uring *u = state(r);
+  if (u->setup_flags & IORING_SETUP_R_DISABLED) {
+    int result = io_uring_enable_rings(&u->ring);
+    if (result < 0) return result;
+  }
+  return arm_wake(r);
+}
+
+static void uring_close(um_reactor *r) {
+  uring *u = state(r);
+  if (!u) return;
+  if (u->ring.ring_fd >= 0) io_uring_queue_exit(&u->ring);
+  if (u->buffers) munmap(u->buffers, u->buffers_size);
+  if (u->wake_fd >= 0) close(u->wake_fd);
+  um__free(u->buffer_states);
+  um__free(u);
+  r->backend_state = NULL;
+}
+
+static const um_backend uring_backend = {
+    .name = "uring",
+    .submit = uring_submit,
+    .cancel = uring_cancel,
+    .wait = uring_wait,
+    .recycle = uring_recycle,
+    .start = uring_start,
+    .pollable = uring_pollable,
+    .wake = uring_wake,
+    .unsubmitted = uring_unsubmitted,
+    .close = uring_close,
+};
+
+/* What to give up, one by one, when the kernel refuses the set-up flags. */
+static int set_up_ring(um_reactor *r) {
+  static const unsigned steps[] = {IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
+                                   IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+                                   IORING_SETUP_SUBMIT_ALL};
+  uring *u = state(r);
+  unsigned flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL |
+                   IORING_SETUP_SINGLE_ISSUER;
+  if (r->config.flags & UM_REACTOR_SQPOLL) flags |= IORING_SETUP_SQPOLL;
+  else flags |= IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+  int result = -EINVAL;
+  for (size_t step = 0; result == -EINVAL && step <= sizeof steps / sizeof *steps; step++) {
+    struct io_uring_params params = {
+        .flags = flags, .cq_entries = r->config.cq_entries, .sq_thread_idle = 100};
+    result = io_uring_queue_init_params(r->config.entries, &u->ring, &params);
+    u->setup_flags = flags;
+    if (step == sizeof steps / sizeof *steps) break;
+    flags &= ~steps[step];
+    if (step == 0 && !(flags & IORING_SETUP_SQPOLL)) flags |= IORING_SETUP_COOP_TASKRUN;
+  }
+  if (result < 0) u->ring.ring_fd = -1;
+  return result;
+}
+
+static int set_up_buffers(um_reactor *r, const um_uring_features *features) {
+  uring *u = state(r);
+  unsigned count = r->config.buffer_count;
+  int result;
+  u->buffer_ring = io_uring_setup_buf_ring(&u->ring, count, BUFFER_GROUP,
+                                           features->incremental ? IOU_PBUF_RING_INC : 0, &result);
+  if (!u->buffer_ring) return result;
+  u->buffers_size = (size_t)count * r->config.buffer_size;
+  u->buffers = mmap(NULL, u->buffers_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (u->buffers == MAP_FAILED) u->buffers = NULL;
+  u->buffer_states = um__alloc(count * sizeof *u->buffer_states);
+  if (!u->buffers || !u->buffer_states) return -ENOMEM;
+  for (unsigned id = 0; id < count; id++) lend_buffer(r, id);
+  return 0;
+}
+
+/* Registered slabs only serve SEND_ZC; refused (memlock), sends go unregistered. */
+static void register_slabs(um_reactor *r) {
+  struct iovec *regions;
+  unsigned count;
+  if (!r->config.zerocopy_threshold || um__slab_arena(r->slabs, &regions, &count) < 0) return;
+  if (io_uring_register_buffers(&state(r)->ring, regions, count) == 0) {
+    state(r)->registered = true;
+    return;
+  }
+  UM_COUNT(r, unregistered, 1);
+}
+
+static int open_parts(um_reactor *r, um_error *error) {
+  uring *u = state(r);
+  const um_uring_features *features = um__uring_features();
+  int result = set_up_ring(r);
+  if (result < 0) return um__uring_refused(error, result);
+  um__uring_supported(&u->ring, &r->supported);
+  result = set_up_buffers(r, features);
+  if (result < 0)
+    return um__fail(error, result == -EINVAL ? UM_ENOURING : result,
+                    "io_uring: no provided-buffer ring (%s): kernel 5.19 or newer is needed",
+                    um_strerror(result));
+  io_uring_ring_dontfork(&u->ring);
+  r->capabilities = UM_CAN_BUFFERS | UM_CAN_ACCEPT_MULTI;
+  if (features->multishot_receive) r->capabilities |= UM_CAN_RECV_MULTI;
+  if (features->capped_receive) r->capabilities |= UM_CAN_RECV_CAP;
+  register_slabs(r);
+  return 0;
+}
+
+int um__uring_open(um_reactor *r, um_error *error) {
+  uring *u = um__alloc(sizeof *u);
+  if (!u) return um__fail(error, -ENOMEM, "no memory for the io_uring backend");
+  u->ring.ring_fd = -1;
+  r->backend = &uring_backend;
+  r->backend_state = u;
+  u->wake_fd = eventfd(0, EFD_CLOEXEC);
+  int result = u->wake_fd < 0 ? um__fail(error, -errno, "eventfd: %s", strerror(errno))
+                              : open_parts(r, error);
+  if (result < 0) uring_close(r);
+  return result;
+}

@@ -1,0 +1,315 @@
+/* A connection's ends in the kernel: one receive armed, one send in flight. */
+#include "alloc.h"
+#include "conn.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+void um__conn_attach(um_conn *conn, um_reactor *r) {
+  conn->reactor = r;
+  conn->slabs = r->slabs;
+  if (conn->output) um__conn_dirty(conn);
+}
+
+/* ---- receiving ---- */
+
+static bool awaited(const um_conn *conn) {
+  return (conn->reader || conn->readable) && !conn->closing;
+}
+
+static void readable(um_conn *conn) {
+  if (conn->reader) um__task_wake(conn->reader, 0);
+  else if (conn->readable) conn->readable(conn);
+}
+
+static void starve(um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  UM_COUNT(r, enobufs, 1);
+  conn->is_starved = true;
+  TAILQ_INSERT_TAIL(&r->starved, conn, starved_link);
+}
+
+static void receive_failed(um_conn *conn, int error) {
+  if (error == -ENOBUFS) starve(conn);
+  else if (error == -EAGAIN) conn->poll_receive = true;
+  else if (error != -ECANCELED && error != -EINTR) conn->received_end = error;
+}
+
+/* The operation is over: forget it, and tell who waits for that. */
+static void receive_over(um_conn *conn, um_op *op) {
+  conn->receive = NULL;
+  um__op_release(op);
+  if (conn->closer) um__task_wake(conn->closer, 0);
+}
+
+/* Last, because the connection may be taken over by whoever is told. */
+static void receive_settled(um_conn *conn) {
+  if (conn->received || conn->received_end) readable(conn);
+  else if (!conn->receive && awaited(conn)) um__conn_arm(conn);
+}
+
+static void receive_done(um_op *op, const um_completion *completion) {
+  um_conn *conn = op->owner;
+  um_reactor *r = conn->reactor;
+  if (!completion->more) receive_over(conn, op);
+  if (completion->result > 0) {
+    UM_COUNT(r, received_bytes, completion->result);
+    um__conn_received(conn, completion);
+    if (completion->more && conn->received >= r->config.receive_limit) um__op_cancel(op);
+  } else {
+    if (completion->has_buffer) r->backend->recycle(r, completion->buffer);
+    if (completion->result == 0) conn->received_end = 1;
+    else receive_failed(conn, completion->result);
+  }
+  receive_settled(conn);
+}
+
+static void receive_polled(um_op *op, const um_completion *completion) {
+  um_conn *conn = op->owner;
+  (void)completion;
+  receive_over(conn, op);
+  receive_settled(conn);
+}
+
+static um_op *receive_op(um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  if (conn->poll_receive) {
+    um_op *op = um__op_new(r, UM_OP_POLL, conn->fd);
+    if (!op) return NULL;
+    conn->poll_receive = false;
+    op->flags = POLLIN;
+    op->done = receive_polled;
+    return op;
+  }
+  bool multi = r->capabilities & UM_CAN_RECV_MULTI;
+  um_op *op = um__op_new(r, multi ? UM_OP_RECV_MULTI : UM_OP_RECV, conn->fd);
+  if (!op) return NULL;
+  if (r->capabilities & UM_CAN_RECV_CAP)
+    op->length = (uint32_t)(r->config.receive_limit - conn->received);
+  op->done = receive_done;
+  return op;
+}
+
+int um__conn_arm(um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  if (conn->receive || conn->received_end || conn->is_starved ||
+      conn->received >= r->config.receive_limit)
+    return 0;
+  um_op *op = receive_op(conn);
+  if (!op) return -ENOMEM;
+  op->owner = conn;
+  conn->receive = op;
+  int result = um__op_submit(op);
+  if (result < 0) conn->receive = NULL;
+  return result;
+}
+
+int um__conn_wait_readable(um_conn *conn, um_time deadline) {
+  while (!conn->received && !conn->received_end) {
+    if (conn->closing) return UM_ECLOSED;
+    int result = um__conn_arm(conn);
+    if (result < 0) return result;
+    um_task *task = conn->reader = um__task();
+    result = um__park(conn->reactor, deadline);
+    conn->reader = NULL;
+    if (result == 0) continue;
+    if (!conn->received && !conn->received_end) return result;
+    if (result == -ECANCELED) task->cancel_pending = 1;
+  }
+  return 0;
+}
+
+/* ---- sending ---- */
+
+static void send_failed(um_conn *conn, int error) {
+  if (error == -EAGAIN) conn->poll_send = true;
+  if (error == -EAGAIN || error == -EINTR || error == -ECANCELED) return;
+  conn->output_error = error;
+  um__conn_discard_output(conn);
+}
+
+static void sent(um_conn *conn, int result) {
+  um_reactor *r = conn->reactor;
+  conn->send = NULL;
+  if (result > 0) {
+    if (conn->output_first->start + (uint32_t)result < conn->sending_end)
+      UM_COUNT(r, short_sends, 1);
+    UM_COUNT(r, sent_bytes, result);
+    um__conn_output_sent(conn, (size_t)result);
+  } else {
+    send_failed(conn, result ? result : -EPIPE);
+  }
+  if (conn->output) um__conn_dirty(conn);
+  um__waitq_wake_all(&conn->drained);
+  if (conn->closer) um__task_wake(conn->closer, 0);
+}
+
+static void send_done(um_op *op, const um_completion *completion) {
+  um_conn *conn = op->owner;
+  um__op_release(op);
+  sent(conn, completion->result);
+}
+
+static void send_polled(um_op *op, const um_completion *completion) {
+  um_conn *conn = op->owner;
+  um__op_release(op);
+  sent(conn, completion->result < 0 ? completion->result : -EINTR);
+}
+
+/* SEND_ZC: the kernel reads the slab until the notification, which may come long
+ * after the result: the next send does not wait for it. */
+static void zerocopy_done(um_op *op, const um_completion *completion) {
+  um_conn *conn = op->owner;
+  um_slab *slab = op->address2;
+  if (!completion->notification) sent(conn, completion->result);
+  if (completion->more) return;
+  um__slab_give(slab);
+  um__op_release(op);
+}
+
+static um_op *send_op(um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  um_slab *slab = conn->output_first;
+  uint32_t length = slab->end - slab->start;
+  bool zerocopy = r->config.zerocopy_threshold && length >= r->config.zerocopy_threshold &&
+                  (r->supported >> UM_OP_SEND_ZC & 1);
+  um_op *op = um__op_new(r, zerocopy ? UM_OP_SEND_ZC : UM_OP_SEND, conn->fd);
+  if (!op) return NULL;
+  op->address = slab->data + slab->start;
+  op->length = length;
+  op->flags = MSG_NOSIGNAL | MSG_WAITALL;
+  op->done = send_done;
+  conn->sending_end = slab->end;
+  if (zerocopy) {
+    op->done = zerocopy_done;
+    op->buffer_index = slab->registered;
+    op->address2 = slab;
+    slab->references++;
+  }
+  return op;
+}
+
+static um_op *send_poll_op(um_conn *conn) {
+  um_op *op = um__op_new(conn->reactor, UM_OP_POLL, conn->fd);
+  if (!op) return NULL;
+  conn->poll_send = false;
+  op->flags = POLLOUT;
+  op->done = send_polled;
+  return op;
+}
+
+static void start_send(um_conn *conn) {
+  if (conn->send || !conn->output) return;
+  um_op *op = conn->poll_send ? send_poll_op(conn) : send_op(conn);
+  if (!op) {
+    sent(conn, -ENOMEM);
+    return;
+  }
+  op->owner = conn;
+  conn->send = op;
+  um_slab *read_by_kernel = op->done == zerocopy_done ? op->address2 : NULL;
+  int result = um__op_submit(op);
+  if (result == 0) return;
+  if (read_by_kernel) um__slab_give(read_by_kernel);
+  sent(conn, result);
+}
+
+void um__conns_flush(um_reactor *r) {
+  for (um_conn *conn; (conn = TAILQ_FIRST(&r->dirty));) {
+    TAILQ_REMOVE(&r->dirty, conn, dirty_link);
+    conn->is_dirty = false;
+    start_send(conn);
+  }
+}
+
+static int wait_drained(um_conn *conn, size_t limit, um_time deadline, bool closer) {
+  while (conn->output > limit && !conn->output_error) {
+    if (conn->closing && !closer) return UM_ECLOSED;
+    int result = um__waitq_wait(&conn->drained, deadline);
+    if (result < 0 && conn->output > limit && !conn->output_error) return result;
+    if (result == -ECANCELED) um__task()->cancel_pending = 1;
+  }
+  return conn->output_error;
+}
+
+int um__conn_wait_output(um_conn *conn, size_t limit, um_time deadline) {
+  return wait_drained(conn, limit, deadline, false);
+}
+
+/* ---- ending ---- */
+
+static void wait_for_kernel(um_conn *conn) {
+  conn->closer = um__task();
+  if (conn->closer) um__park_shielded(conn->reactor);
+  else um__reactor_pump(conn->reactor);
+  conn->closer = NULL;
+}
+
+void um__conn_disarm(um_conn *conn) {
+  bool closing = conn->closing;
+  conn->closing = true; /* nothing re-arms meanwhile */
+  if (conn->receive) um__op_cancel(conn->receive);
+  while (conn->receive) wait_for_kernel(conn);
+  conn->closing = closing;
+  if (!conn->is_starved) return;
+  conn->is_starved = false;
+  TAILQ_REMOVE(&conn->reactor->starved, conn, starved_link);
+}
+
+void um__conn_close_soon(um_conn *conn) {
+  conn->closing = true;
+  conn->readable = NULL;
+  if (conn->reader) um__task_wake(conn->reader, 0);
+  um__waitq_wake_all(&conn->drained);
+}
+
+static void stop_sending(um_conn *conn) {
+  if (conn->is_dirty) TAILQ_REMOVE(&conn->reactor->dirty, conn, dirty_link);
+  conn->is_dirty = true; /* no send starts any more */
+  while (conn->send) wait_for_kernel(conn);
+  conn->is_dirty = false;
+}
+
+void um__conn_detach(um_conn *conn) {
+  if (!conn->reactor) return;
+  um__conn_disarm(conn);
+  stop_sending(conn);
+  um__conn_copy_out(conn);
+  conn->reactor = NULL;
+  conn->slabs = NULL;
+  um__conn_rehouse_output(conn);
+}
+
+static int flush_output(um_conn *conn, um_time deadline) {
+  if (um__task()) return wait_drained(conn, 0, deadline, true);
+  while (conn->output && !conn->output_error) {
+    if (um_now() >= deadline) return -ETIMEDOUT;
+    um__reactor_pump(conn->reactor);
+  }
+  return conn->output_error;
+}
+
+int um__conn_close(um_conn *conn, um_time deadline) {
+  if (!conn->reactor) {
+    um__conn_discard_received(conn);
+    um__conn_discard_output(conn);
+    return 0;
+  }
+  conn->readable = NULL;
+  int result = flush_output(conn, deadline);
+  conn->closing = true;
+  if (conn->send) um__op_cancel(conn->send);
+  stop_sending(conn);
+  um__conn_disarm(conn);
+  um__conn_discard_output(conn);
+  um__conn_discard_received(conn);
+  return result;
+}
+
+void um__conns_free(um_reactor *r) {
+  while (r->segment_free) {
+    um_segment *segment = r->segment_free;
+    r->segment_free = segment->next;
+    um__free(segment);
+  }
+}

@@ -1,0 +1,289 @@
+/* The loop: run ready tasks, flush what they wrote, submit and wait once. */
+#include "reactor.h"
+
+#include "../error.h"
+#include "alloc.h"
+#include "conn.h"
+#include "slab.h"
+#include "stack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SHARED_STACK_SIZE (256u << 10)
+
+static _Thread_local um_reactor *thread_reactor;
+static unsigned fork_generation; /* how many forks lie between us and the first process */
+
+int (*um__scripted_open)(um_reactor *reactor, um_error *error);
+
+static void count_fork(void) { fork_generation++; }
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
+um_reactor *um__reactor(void) { return thread_reactor; }
+
+um_reactor *um_reactor_current(void) { return thread_reactor; }
+
+int um__reactor_check(const um_reactor *r) {
+  if (r->fork_generation != fork_generation) return UM_EFORKED;
+  return r->owned && !pthread_equal(r->owner, pthread_self()) ? UM_EWRONGTHREAD : 0;
+}
+
+/* ---- configuration ---- */
+
+typedef struct field {
+  const char *name;
+  size_t offset;
+  unsigned standard, least, most, multiple;
+  bool power_of_two;
+} field;
+
+#define FIELD(name, ...) {#name, offsetof(um_reactor_config, name), __VA_ARGS__}
+static const field fields[] = {
+    FIELD(entries, 256, 8, 32768, 1, true),
+    FIELD(cq_entries, 4096, 16, 65536, 1, true),
+    FIELD(buffer_count, 256, 4, 32768, 1, true),
+    FIELD(buffer_size, 16384, 4096, 1u << 20, 4096, false),
+    FIELD(stack_size, 65536, 16384, 64u << 20, 4096, false),
+    FIELD(max_switches, 256, 1, 65536, 1, false),
+    FIELD(receive_limit, 32768, 4096, 16u << 20, 1, false),
+    FIELD(send_limit, 262144, 16384, 64u << 20, 1, false),
+    FIELD(turn_bytes, 65536, 1024, 16u << 20, 1, false),
+};
+
+static int complete_field(um_reactor_config *config, const field *f, um_error *error) {
+  unsigned *value = (unsigned *)((char *)config + f->offset);
+  if (*value == 0) *value = f->standard;
+  if (*value < f->least || *value > f->most)
+    return um__fail(error, UM_ECONFIG, "um_reactor_config.%s is %u: must be %u to %u", f->name,
+                    *value, f->least, f->most);
+  if (f->power_of_two && (*value & (*value - 1)))
+    return um__fail(error, UM_ECONFIG, "um_reactor_config.%s is %u: must be a power of two",
+                    f->name, *value);
+  if (*value % f->multiple)
+    return um__fail(error, UM_ECONFIG, "um_reactor_config.%s is %u: must be a multiple of %u",
+                    f->name, *value, f->multiple);
+  return 0;
+}
+
+static int complete_config(um_reactor_config *config, um_error *error) {
+  if (!config->cq_entries && config->entries > 2048) config->cq_entries = 2 * config->entries;
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+    if (complete_field(config, &fields[i], error) < 0) return UM_ECONFIG;
+  if (config->cq_entries < 2 * config->entries)
+    return um__fail(error, UM_ECONFIG, "um_reactor_config.cq_entries is %u: must be at least twice entries (%u)",
+                    config->cq_entries, config->entries);
+  if (config->flags & ~UM_REACTOR_SQPOLL)
+    return um__fail(error, UM_ECONFIG, "um_reactor_config.flags is 0x%x: unknown bits",
+                    config->flags);
+  return 0;
+}
+
+static int open_backend(um_reactor *r, um_error *error) {
+  const char *name = r->config.backend ? r->config.backend : secure_getenv("UM_BACKEND");
+  if (!name || !*name || !strcmp(name, "uring")) return um__uring_open(r, error);
+  if (!strcmp(name, "scripted") && um__scripted_open) return um__scripted_open(r, error);
+  return um__fail(error, UM_ECONFIG, "%s is \"%.64s\": this build has only \"uring\"",
+                  r->config.backend ? "um_reactor_config.backend" : "UM_BACKEND", name);
+}
+
+/* ---- life ---- */
+
+static void reactor_free(um_reactor *r) {
+  um__conns_free(r);
+  um__slab_pool_free(r->slabs);
+  um__stack_pool_free(r->stacks);
+  um__ops_free(r);
+  um__free(r->timers);
+  um__free(r);
+}
+
+static int allocate_parts(um_reactor *r) {
+  r->stacks = um__stack_pool_new();
+  r->slabs = um__slab_pool_new();
+  if (!r->stacks || !r->slabs) return -ENOMEM;
+  r->shared_stack = um__stack_take(r->stacks, SHARED_STACK_SIZE);
+  return r->shared_stack ? 0 : -ENOMEM;
+}
+
+int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_error *error) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
+  *out = NULL;
+  if (error) *error = (um_error){0};
+  um_reactor *r = um__alloc(sizeof *r);
+  if (!r) return um__fail(error, -ENOMEM, "no memory for a reactor");
+  if (config) r->config = *config;
+  TAILQ_INIT(&r->dirty);
+  TAILQ_INIT(&r->holding);
+  TAILQ_INIT(&r->starved);
+  LIST_INIT(&r->fibers);
+  r->fork_generation = fork_generation;
+  int result = complete_config(&r->config, error);
+  if (result == 0 && (result = allocate_parts(r)) < 0)
+    um__fail(error, result, "no memory for a reactor's stacks");
+  if (result == 0) result = open_backend(r, error);
+  if (result < 0) {
+    reactor_free(r);
+    return result;
+  }
+  *out = r;
+  return 0;
+}
+
+int um_reactor_destroy(um_reactor *r) {
+  if (!r) return 0;
+  int check = um__reactor_check(r);
+  if (check == UM_EWRONGTHREAD) return check;
+  if (r->tasks && check == 0) return -EBUSY;
+  atomic_store(&r->posts.closing, true);
+  um__posts_discard(r);
+  r->backend->close(r);
+  reactor_free(r);
+  return 0;
+}
+
+void um_reactor_metrics(const um_reactor *r, um_metrics *out) {
+  const uint64_t *from = (const uint64_t *)&r->metrics;
+  uint64_t *to = (uint64_t *)out;
+  for (size_t i = 0; i < sizeof *out / sizeof *to; i++)
+    to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+  out->unsubmitted = r->backend->unsubmitted(r);
+}
+
+const char *um_reactor_backend(const um_reactor *r) { return r->backend->name; }
+
+/* ---- the loop ---- */
+
+static bool runnable(const um_reactor *r) {
+  return r->ready.first || r->yielded.first || r->turns.first ||
+         atomic_load_explicit(&((um_reactor *)(uintptr_t)r)->posts.wake_pending,
+                              memory_order_relaxed);
+}
+
+/* After the tasks ran: nothing they wrote may wait for them, and nothing they left
+ * unread may keep a shared buffer from others. */
+static void settle(um_reactor *r) {
+  um__conns_flush(r);
+  um__conns_release_buffers(r);
+}
+
+static int tick(um_reactor *r, um_time until) {
+  UM_COUNT(r, ticks, 1);
+  um__tasks_run(r);
+  settle(r);
+  bool done = r->tasks == 0 || atomic_load_explicit(&r->posts.stop, memory_order_relaxed);
+  if (done || runnable(r)) until = 0;
+  if (until) {
+    um_time next = um__timers_next(r);
+    if (next < until) until = next;
+  }
+  int result = r->backend->wait(r, until);
+  um__timers_expire(r);
+  um__posts_run(r);
+  return result;
+}
+
+int um__reactor_pump(um_reactor *r) {
+  settle(r);
+  return r->backend->wait(r, um_after(100));
+}
+
+static int enter(um_reactor *r) {
+  int result = um__reactor_check(r);
+  if (result < 0) return result;
+  if (r->running || thread_reactor) return UM_EREENTRANT;
+  if (!r->owned) {
+    r->owned = true;
+    r->owner = pthread_self();
+    result = r->backend->start(r);
+    if (result < 0) {
+      r->owned = false;
+      return result;
+    }
+  }
+  r->running = true;
+  thread_reactor = r;
+  return 0;
+}
+
+static void leave(um_reactor *r) {
+  thread_reactor = NULL;
+  r->running = false;
+}
+
+int um_reactor_run(um_reactor *r) {
+  int result = enter(r);
+  if (result < 0) return result;
+  while (result == 0 && r->tasks && !atomic_load_explicit(&r->posts.stop, memory_order_relaxed))
+    result = tick(r, UM_FOREVER);
+  atomic_store(&r->posts.stop, false);
+  leave(r);
+  return result;
+}
+
+static void step_timer_done(um_op *op, const um_completion *completion) {
+  (void)completion;
+  um_reactor *r = op->reactor;
+  if (r->step_timer == op) r->step_timer = NULL;
+  um__op_release(op);
+}
+
+/* The poller must wake for our earliest timer: one kernel timeout, moved only
+ * when an earlier one is wanted. */
+static int arm_step_timer(um_reactor *r) {
+  um_time next = um__timers_next(r);
+  if (next == UM_FOREVER || (r->step_timer && r->step_timer_at <= next)) return 0;
+  if (r->step_timer) um__op_cancel(r->step_timer);
+  um_op *op = um__op_new(r, UM_OP_TIMEOUT, -1);
+  if (!op) return -ENOMEM;
+  op->done = step_timer_done;
+  op->timeout = (struct __kernel_timespec){next / UM_SECOND, next % UM_SECOND};
+  r->step_timer = op;
+  r->step_timer_at = next;
+  int result = um__op_submit(op);
+  if (result < 0) r->step_timer = NULL;
+  return result;
+}
+
+int um_reactor_step(um_reactor *r) {
+  int result = enter(r);
+  if (result < 0) return result;
+  atomic_store(&r->posts.stop, false);
+  result = tick(r, 0);
+  int state = r->tasks == 0 ? UM_STEP_DONE : runnable(r) ? UM_STEP_RUNNABLE : UM_STEP_IDLE;
+  if (result == 0 && state == UM_STEP_IDLE) {
+    result = arm_step_timer(r);
+    if (result == 0) result = r->backend->wait(r, 0); /* hand the timeout over */
+    if (runnable(r)) state = UM_STEP_RUNNABLE;
+  }
+  leave(r);
+  return result < 0 ? result : state;
+}
+
+int um_reactor_fd(um_reactor *r) { return r->backend->pollable(r); }
+
+typedef struct main_call {
+  int (*main)(void *);
+  void *arg;
+  int result;
+} main_call;
+
+static int run_main(void *argument) {
+  main_call *call = argument;
+  call->result = call->main(call->arg);
+  return call->result;
+}
+
+int um_run(int (*main)(void *arg), void *arg) {
+  um_reactor *r;
+  um_error error;
+  int result = um_reactor_create(&r, NULL, &error);
+  if (result < 0) return result;
+  main_call call = {main, arg, 0};
+  result = um_fiber_spawn(r, NULL, run_main, &call, NULL);
+  if (result == 0) result = um_reactor_run(r);
+  um_reactor_destroy(r);
+  return result < 0 ? result : call.result;
+}

@@ -1,0 +1,65 @@
+/* A TLS stream from the inside: shared by tls_stream.c, tls_read.c, tls_write.c and
+ * tls_server.c. */
+#ifndef UM_TLS_INTERNAL_H
+#define UM_TLS_INTERNAL_H
+
+#include "bio_uring.h"
+#include "reactor/conn.h"
+
+#include <bio_uring/tls.h>
+
+struct um_tls {
+  um_conn conn;
+  SSL *ssl;              /* NULL on a server until the first byte came */
+  SSL_CTX *ctx;
+  BIO *bio;              /* ssl's */
+  um_reactor *reactor;
+  char *hostname;
+  unsigned flags;
+  bool server, shaken, notified; /* notified: close_notify was sent */
+  bool reading;          /* a fiber is in a reading call */
+  bool writing;          /* a fiber holds the write side; others wait in `writers` */
+  um_waitq writers;
+  unsigned users;        /* calls that must leave before it is freed */
+  um_task *closer;
+  int failed;            /* latched: nothing but close makes sense */
+  char *unread;          /* plaintext given back by read_exact and read_until */
+  size_t unread_start, unread_end;
+  char message[200];
+};
+
+/* Internal result: OpenSSL wants more ciphertext. */
+#define UM_WANT_INPUT (-EAGAIN)
+
+/* Entry and exit of every public call that may wait. */
+int um__tls_enter(um_tls *tls);
+void um__tls_leave(um_tls *tls);
+
+/* One uninterrupted SSL_* call on the shared stack. > 0 done, 0 the peer's
+ * close_notify, UM_WANT_INPUT, or an error, explained in `message`. */
+typedef int (*um_ssl_function)(SSL *ssl, void *buffer, size_t length, size_t *done);
+int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done);
+
+/* Gets the call after UM_WANT_INPUT: waits for ciphertext or for its turn. */
+int um__tls_wait_input(um_tls *tls, um_time deadline);
+
+/* Steps that never wait, for connections without a fiber. */
+int um__tls_handshake_step(um_tls *tls);
+/* > 0 plaintext is there, 0 clean end, UM_WANT_INPUT, or an error. */
+int um__tls_peek_step(um_tls *tls);
+/* The same handshake, waiting. */
+int um__tls_handshake(um_tls *tls, um_time deadline);
+
+/* The write side, one fiber at a time. */
+int um__tls_lock_write(um_tls *tls, um_time deadline);
+void um__tls_unlock_write(um_tls *tls);
+
+/* A server stream whose SSL is made when it is first needed. */
+int um__tls_new(um_tls **out, um_reactor *reactor, int fd, SSL_CTX *ctx,
+                const um_tls_options *options, bool server);
+int um__tls_make_ssl(um_tls *tls, const um_tls_options *options);
+void um__tls_free(um_tls *tls);
+/* close_notify into the output queue, if it can still be sent. */
+void um__tls_notify(um_tls *tls);
+
+#endif

@@ -1,0 +1,289 @@
+/* Serving: connections that wait for bytes hold no fiber. A pooled fiber starts when
+ * bytes come, does what they allow (a piece of the handshake, a handler) and ends. */
+#include "reactor/alloc.h"
+#include "tls_internal.h"
+
+#include <bio_uring/io.h>
+
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CLOSE_TIME (5 * UM_SECOND)
+#define RETRY_TIME (10 * UM_MS)
+
+typedef struct served {
+  um_tls *tls;
+  um_tls_listener *listener;
+  void *data;
+  um_time handshake_deadline;
+  struct um_timer timer; /* while parked: handshake or idle deadline */
+  bool busy;             /* a fiber is on it */
+  bool expired;
+  LIST_ENTRY(served) link;
+} served;
+
+LIST_HEAD(served_list, served);
+
+struct um_tls_listener {
+  um_reactor *reactor;
+  um_tls_server_config config;
+  um_acceptor *acceptor;
+  um_fiber *accepting;
+  um_group fibers;
+  um_waitq below_cap, ended;
+  struct served_list connections;
+  um_tls_listener_stats stats;
+  bool stopping;
+};
+
+static void start(served *s);
+
+/* ---- parking ---- */
+
+static void served_readable(um_conn *conn) { start(conn->owner); }
+
+static um_time park_deadline(const served *s) {
+  unsigned idle = s->listener->config.idle_timeout_ms;
+  if (!s->tls->shaken) return s->handshake_deadline;
+  return idle == UINT_MAX ? UM_FOREVER : um_now() + idle * UM_MS;
+}
+
+static void park(served *s) {
+  um_conn *conn = &s->tls->conn;
+  s->busy = false;
+  s->listener->stats.parked++;
+  conn->readable = served_readable;
+  um__timer_set(s->listener->reactor, &s->timer, park_deadline(s));
+  if (um__conn_arm(conn) < 0) um__timer_set(s->listener->reactor, &s->timer, um_now() + RETRY_TIME);
+}
+
+static void unpark(served *s) {
+  s->busy = true;
+  s->listener->stats.parked--;
+  s->tls->conn.readable = NULL;
+  um__timer_clear(&s->timer);
+}
+
+static void served_timeout(struct um_timer *timer) {
+  served *s = (served *)((char *)timer - offsetof(served, timer));
+  bool early = um_now() < s->handshake_deadline && !s->tls->shaken; /* a retry without memory */
+  s->expired = !early;
+  start(s);
+}
+
+/* ---- a connection's fiber ---- */
+
+static void served_free(served *s, int reason) {
+  um_tls_listener *l = s->listener;
+  if (l->config.closed) l->config.closed(s->data, l->config.arg, reason);
+  LIST_REMOVE(s, link);
+  um__timer_remove(l->reactor, &s->timer);
+  um__timer_unreserve(l->reactor);
+  um__free(s);
+  l->stats.open--;
+  um__waitq_wake_one(&l->below_cap);
+  if (!l->stats.open) um__waitq_wake_all(&l->ended);
+}
+
+static void end(served *s, int reason) {
+  um_tls *tls = s->tls;
+  if (!tls->shaken) s->listener->stats.failed++;
+  /* A failed handshake still has its alert to deliver. */
+  bool graceful = reason == 0 || reason == UM_ETLS || reason == UM_EVERIFY || reason == UM_EPLAINTEXT;
+  if (graceful) um_tls_close(tls, um_now() + CLOSE_TIME);
+  else um_tls_abort(tls);
+  served_free(s, reason);
+}
+
+static int finish_handshake(served *s) {
+  bool before = s->tls->shaken;
+  int result = um__tls_handshake_step(s->tls);
+  if (result > 0 && !before) s->listener->stats.handshakes++;
+  return result;
+}
+
+static int call_handler(served *s) {
+  um_tls_listener *l = s->listener;
+  int result = l->config.handler(s->tls, &s->data, l->config.arg);
+  if (result == UM_TLS_PARK && l->stopping) return UM_TLS_CLOSE;
+  return result;
+}
+
+/* As far as the bytes that are there allow: UM_WANT_INPUT to park, 0 or an error to
+ * end the connection, UM_TLS_PARK to look again. */
+static int advance(served *s) {
+  bool fresh = !s->tls->shaken;
+  int result = finish_handshake(s);
+  if (result <= 0) return result;
+  bool greet = fresh && (s->listener->config.flags & UM_TLS_GREET);
+  if (!greet && (result = um__tls_peek_step(s->tls)) <= 0) return result;
+  return call_handler(s);
+}
+
+static int end_of_parked(const served *s) {
+  if (!s->expired) return 0;
+  s->listener->stats.timed_out++;
+  return s->tls->shaken ? 0 : -ETIMEDOUT;
+}
+
+/* After UM_WANT_INPUT: true when there is more to look at already. */
+static bool more_input(served *s) {
+  um_tls *tls = s->tls;
+  if (um__bio_budget_spent(tls->bio)) return um__tls_wait_input(tls, UM_FOREVER) == 0;
+  return tls->conn.received || tls->conn.received_end;
+}
+
+static int serve(void *argument) {
+  served *s = argument;
+  um_tls_listener *l = s->listener;
+  int result = UM_TLS_PARK;
+  if (s->expired || (l->stopping && s->tls->shaken)) {
+    end(s, end_of_parked(s));
+    return 0;
+  }
+  while (result == UM_TLS_PARK) {
+    result = advance(s);
+    if (result == UM_WANT_INPUT && more_input(s)) result = UM_TLS_PARK;
+  }
+  if (result != UM_WANT_INPUT) end(s, result);
+  else if (l->stopping) end(s, s->tls->shaken ? 0 : UM_ECLOSED);
+  else park(s);
+  return 0;
+}
+
+/* Without memory for a fiber the connection tries again a little later. */
+static void start(served *s) {
+  if (s->busy) return;
+  unpark(s);
+  um_tls_listener *l = s->listener;
+  um_reactor *r = l->reactor;
+  if (um_group_spawn(&l->fibers, serve, s, NULL) == 0) return;
+  s->busy = false;
+  l->stats.parked++;
+  um__timer_set(r, &s->timer, um_now() + RETRY_TIME);
+}
+
+/* ---- accepting ---- */
+
+static served *served_new(um_tls_listener *l, int fd) {
+  served *s = um__alloc(sizeof *s);
+  if (!s) return NULL;
+  if (um__timer_reserve(l->reactor) < 0) {
+    um__free(s);
+    return NULL;
+  }
+  if (um__tls_new(&s->tls, l->reactor, fd, l->config.ctx, NULL, true) < 0) {
+    um__timer_unreserve(l->reactor);
+    um__free(s);
+    return NULL;
+  }
+  s->listener = l;
+  s->timer = (struct um_timer){.deadline = UM_FOREVER, .fire = served_timeout};
+  s->handshake_deadline = um_now() + l->config.handshake_timeout_ms * UM_MS;
+  s->tls->conn.owner = s;
+  LIST_INSERT_HEAD(&l->connections, s, link);
+  return s;
+}
+
+static void accepted(um_tls_listener *l, int fd) {
+  int one = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  served *s = served_new(l, fd);
+  if (!s) {
+    close(fd);
+    return;
+  }
+  l->stats.accepted++;
+  l->stats.open++;
+  park(s);
+}
+
+static int accept_loop(void *argument) {
+  um_tls_listener *l = argument;
+  while (!l->stopping) {
+    int result = 0;
+    if (l->stats.open >= l->config.max_connections) {
+      result = um__waitq_wait(&l->below_cap, UM_FOREVER);
+    } else if ((result = um_acceptor_next(l->acceptor, UM_FOREVER)) >= 0) {
+      accepted(l, result);
+    } else if (result != -ECANCELED) {
+      return result; /* the listening socket itself is broken */
+    }
+  }
+  return 0;
+}
+
+/* ---- life ---- */
+
+static void listener_free(um_tls_listener *l) {
+  um_acceptor_destroy(l->acceptor);
+  SSL_CTX_free(l->config.ctx);
+  um__free(l);
+}
+
+int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_config *config) {
+  um_task *task = um__task();
+  *out = NULL;
+  if (!task) return UM_ENOTFIBER;
+  if (!config->ctx || !config->handler) return -EINVAL;
+  um_tls_listener *l = um__alloc(sizeof *l);
+  if (!l) return -ENOMEM;
+  l->reactor = task->reactor;
+  l->config = *config;
+  SSL_CTX_up_ref(l->config.ctx);
+  if (!l->config.handshake_timeout_ms) l->config.handshake_timeout_ms = 10000;
+  if (!l->config.idle_timeout_ms) l->config.idle_timeout_ms = 60000;
+  if (!l->config.max_connections) l->config.max_connections = 100000;
+  LIST_INIT(&l->connections);
+  int result = um_acceptor_create(&l->acceptor, listen_fd);
+  if (result == 0) result = um_fiber_spawn(NULL, &l->accepting, accept_loop, l, NULL);
+  if (result < 0) listener_free(l);
+  else *out = l;
+  return result;
+}
+
+/* Parked connections end now; their fibers find `stopping`. */
+static void wake_parked(um_tls_listener *l) {
+  served *s, *next;
+  for (s = LIST_FIRST(&l->connections); s; s = next) {
+    next = LIST_NEXT(s, link);
+    start(s);
+  }
+}
+
+static int wait_for_end(um_tls_listener *l, um_time deadline) {
+  while (l->stats.open) {
+    int result = um__waitq_wait(&l->ended, deadline);
+    if (result < 0 && l->stats.open) return result;
+  }
+  return 0;
+}
+
+int um_tls_listener_stop(um_tls_listener *l, um_time deadline) {
+  um_task *task = um__task();
+  if (!task) return UM_ENOTFIBER;
+  l->stopping = true;
+  um_fiber_cancel(l->accepting);
+  task->shield++;
+  um_fiber_join(l->accepting, NULL, UM_FOREVER);
+  task->shield--;
+  wake_parked(l);
+  int result = wait_for_end(l, deadline);
+  while (l->stats.open) { /* also what parked meanwhile; handlers may ignore the first */
+    um_group_cancel(&l->fibers);
+    wake_parked(l);
+    wait_for_end(l, um_after(100));
+  }
+  task->shield++;
+  um_group_join(&l->fibers, UM_FOREVER);
+  task->shield--;
+  listener_free(l);
+  return result;
+}
+
+void um_tls_listener_stats_get(const um_tls_listener *l, um_tls_listener_stats *out) {
+  *out = l->stats;
+}

@@ -1,0 +1,465 @@
+/* TLS streams: making them, shaking hands, ending them. Every SSL_* call is pure
+ * computation on the shared stack; fibers park outside OpenSSL. */
+#include "tls_internal.h"
+
+#include "error.h"
+#include "reactor/alloc.h"
+#include "reactor/stack.h"
+
+#include <arpa/inet.h>
+#include <openssl/err.h>
+#include <openssl/x509v3.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* ---- one OpenSSL call ---- */
+
+/* Reads of the BIO in one call: a record costs two. Data ends a call after its first
+ * record; only records without data (KeyUpdate, tickets) make OpenSSL go on. */
+#define BUDGET 32
+#define HANDSHAKE_BUDGET 512
+
+typedef struct ssl_call {
+  um_tls *tls;
+  um_ssl_function function;
+  void *buffer;
+  size_t length, done;
+  int result, error;
+  unsigned long reason;
+} ssl_call;
+
+/* One unit: nothing else may run between clearing the queue and reading it. */
+static void run_call(void *argument) {
+  ssl_call *call = argument;
+  SSL *ssl = call->tls->ssl;
+  if (ERR_peek_error()) ERR_clear_error();
+  call->result = call->function(ssl, call->buffer, call->length, &call->done);
+  call->error = call->result > 0 ? SSL_ERROR_NONE : SSL_get_error(ssl, call->result);
+  call->reason = ERR_peek_last_error();
+  if (call->reason) ERR_clear_error();
+}
+
+/* Fibers keep small stacks: OpenSSL's deep frames go to one stack for all, hot in
+ * cache. A runtime's own fibers (bio_uring/host.h) stay on theirs. */
+static void on_shared_stack(um_reactor *r, void (*fn)(void *), void *argument) {
+  if (!um_fiber_self() || r->on_shared_stack) {
+    fn(argument);
+    return;
+  }
+  r->on_shared_stack = true;
+  um__call_on(r->shared_stack, fn, argument);
+  r->on_shared_stack = false;
+}
+
+static int explain(um_tls *tls, int code, const char *what) {
+  const char *name = tls->hostname ? tls->hostname : tls->server ? "client" : "server";
+  snprintf(tls->message, sizeof tls->message, "%s: %s", name, what);
+  return tls->failed = code;
+}
+
+static int explain_verify(um_tls *tls, long verdict) {
+  char what[160];
+  snprintf(what, sizeof what, "certificate not accepted: %s", X509_verify_cert_error_string(verdict));
+  return explain(tls, UM_EVERIFY, what);
+}
+
+static int explain_protocol(um_tls *tls, unsigned long reason) {
+  char what[160];
+  long verdict = SSL_get_verify_result(tls->ssl);
+  switch (ERR_GET_LIB(reason) == ERR_LIB_SSL ? ERR_GET_REASON(reason) : 0) {
+    case SSL_R_UNEXPECTED_EOF_WHILE_READING:
+      explain(tls, UM_ETRUNCATED, um_strerror(UM_ETRUNCATED));
+      return UM_ETRUNCATED;
+    case SSL_R_HTTP_REQUEST:
+    case SSL_R_HTTPS_PROXY_REQUEST:
+      return explain(tls, UM_EPLAINTEXT, um_strerror(UM_EPLAINTEXT));
+    case SSL_R_CERTIFICATE_VERIFY_FAILED:
+      if (verdict != X509_V_OK) return explain_verify(tls, verdict);
+  }
+  const char *text = reason ? ERR_reason_error_string(reason) : NULL;
+  snprintf(what, sizeof what, "TLS failure%s: %s", tls->shaken ? "" : " in the handshake",
+           text ? text : "unknown");
+  return explain(tls, UM_ETLS, what);
+}
+
+/* What the BIO said when OpenSSL only says "system call": how the input or the
+ * output ended. */
+static int explain_transport(um_tls *tls) {
+  int error = tls->conn.output_error ? tls->conn.output_error : tls->conn.received_end;
+  if (error == 1 || error == 0) error = UM_ETRUNCATED;
+  return explain(tls, error, um_strerror(error));
+}
+
+int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
+  ssl_call call = {.tls = tls, .function = function, .buffer = buffer, .length = length};
+  um__bio_budget(tls->bio, tls->shaken ? BUDGET : HANDSHAKE_BUDGET);
+  on_shared_stack(tls->reactor, run_call, &call);
+  if (done) *done = call.done;
+  switch (call.error) {
+    case SSL_ERROR_NONE:
+      return 1;
+    case SSL_ERROR_ZERO_RETURN:
+      return 0;
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_CLIENT_HELLO_CB:
+    case SSL_ERROR_WANT_X509_LOOKUP:
+      return UM_WANT_INPUT;
+    case SSL_ERROR_SYSCALL:
+      return call.reason ? explain_protocol(tls, call.reason) : explain_transport(tls);
+    default:
+      return explain_protocol(tls, call.reason);
+  }
+}
+
+/* Answers to the peer's own messages (KeyUpdate) are not writers' output and have no
+ * writer to hold back: a peer that makes us answer and never reads stops being
+ * read. */
+static bool output_too_long(const um_tls *tls) {
+  return tls->conn.output > 2 * (size_t)tls->reactor->config.send_limit;
+}
+
+int um__tls_wait_input(um_tls *tls, um_time deadline) {
+  if (output_too_long(tls)) {
+    size_t limit = 2 * (size_t)tls->reactor->config.send_limit;
+    return um__conn_wait_output(&tls->conn, limit, deadline);
+  }
+  if (!um__bio_budget_spent(tls->bio)) return um__conn_wait_readable(&tls->conn, deadline);
+  UM_COUNT(tls->reactor, turns, 1);
+  return um__yield(tls->reactor, true);
+}
+
+/* ---- entry and exit ---- */
+
+int um__tls_enter(um_tls *tls) {
+  um_task *task = um__task();
+  if (!task) return UM_ENOTFIBER;
+  if (task->reactor != tls->reactor) return UM_EWRONGTHREAD;
+  if (tls->conn.closing) return UM_ECLOSED;
+  tls->users++;
+  return 0;
+}
+
+void um__tls_leave(um_tls *tls) {
+  if (--tls->users == 0 && tls->closer) um__task_wake(tls->closer, 0);
+}
+
+int um__tls_lock_write(um_tls *tls, um_time deadline) {
+  while (tls->writing) {
+    int result = um__waitq_wait(&tls->writers, deadline);
+    if (result < 0) return result;
+    if (tls->conn.closing) {
+      um__waitq_wake_one(&tls->writers);
+      return UM_ECLOSED;
+    }
+  }
+  tls->writing = true;
+  return 0;
+}
+
+void um__tls_unlock_write(um_tls *tls) {
+  tls->writing = false;
+  um__waitq_wake_one(&tls->writers);
+}
+
+/* ---- handshake ---- */
+
+static int do_handshake(SSL *ssl, void *buffer, size_t length, size_t *done) {
+  (void)buffer, (void)length, (void)done;
+  return SSL_do_handshake(ssl);
+}
+
+int um__tls_handshake_step(um_tls *tls) {
+  if (tls->shaken) return 1;
+  if (tls->failed) return tls->failed;
+  int result = tls->ssl ? 0 : um__tls_make_ssl(tls, NULL);
+  if (result < 0) return result;
+  result = um__ssl_call(tls, do_handshake, NULL, 0, NULL);
+  if (result > 0) tls->shaken = true;
+  return result == 0 ? explain(tls, UM_ETRUNCATED, "closed during the handshake") : result;
+}
+
+/* Reader and writer may both find it undone: the write side decides who does it. */
+int um__tls_handshake(um_tls *tls, um_time deadline) {
+  if (tls->shaken) return 0;
+  int result = um__tls_lock_write(tls, deadline);
+  if (result < 0) return result;
+  while ((result = um__tls_handshake_step(tls)) == UM_WANT_INPUT)
+    if ((result = um__tls_wait_input(tls, deadline)) < 0) break;
+  um__tls_unlock_write(tls);
+  return result < 0 ? result : 0;
+}
+
+int um_tls_handshake(um_tls *tls, um_time deadline) {
+  int result = um__tls_enter(tls);
+  if (result < 0) return result;
+  result = um__tls_handshake(tls, deadline);
+  um__tls_leave(tls);
+  return result;
+}
+
+/* ---- making ---- */
+
+/* "h2,http/1.1" in the wire's form: each name behind its length. */
+static int set_alpn(SSL *ssl, const char *names) {
+  unsigned char wire[256];
+  size_t length = strlen(names), start = 0;
+  if (length + 1 > sizeof wire) return -EINVAL;
+  for (size_t i = 0; i <= length; i++) {
+    if (i < length && names[i] != ',') continue;
+    if (i == start) return -EINVAL;
+    wire[start] = (unsigned char)(i - start);
+    memcpy(wire + start + 1, names + start, i - start);
+    start = i + 1;
+  }
+  return SSL_set_alpn_protos(ssl, wire, (unsigned)length + 1) == 0 ? 0 : -ENOMEM;
+}
+
+static bool is_address(const char *name) {
+  unsigned char bytes[16];
+  return inet_pton(AF_INET, name, bytes) == 1 || inet_pton(AF_INET6, name, bytes) == 1;
+}
+
+/* Names are sent (SNI) and verified, addresses only verified (RFC 6066 section 3). */
+static int set_identity(um_tls *tls, const char *name) {
+  X509_VERIFY_PARAM *parameters = SSL_get0_param(tls->ssl);
+  if (is_address(name)) return X509_VERIFY_PARAM_set1_ip_asc(parameters, name) == 1 ? 0 : -ENOMEM;
+  X509_VERIFY_PARAM_set_hostflags(parameters, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+  if (SSL_set_tlsext_host_name(tls->ssl, name) != 1) return -EINVAL;
+  return X509_VERIFY_PARAM_set1_host(parameters, name, 0) == 1 ? 0 : -ENOMEM;
+}
+
+static int set_up_client(um_tls *tls, const um_tls_options *options) {
+  SSL *ssl = tls->ssl;
+  int result = 0;
+  SSL_set_connect_state(ssl);
+  if (options->hostname) result = set_identity(tls, options->hostname);
+  SSL_set_verify(ssl, tls->flags & UM_TLS_INSECURE ? SSL_VERIFY_NONE : SSL_VERIFY_PEER,
+                 SSL_get_verify_callback(ssl));
+  if (result == 0 && options->alpn) result = set_alpn(ssl, options->alpn);
+  if (result == 0 && options->session && SSL_set_session(ssl, options->session) != 1) result = UM_ETLS;
+  return result;
+}
+
+/* In memory mode a write must take whole records and never be asked twice; a read
+ * gives its buffer back when idle. */
+int um__tls_make_ssl(um_tls *tls, const um_tls_options *options) {
+  tls->ssl = SSL_new(tls->ctx);
+  tls->bio = tls->ssl ? um__bio_new(&tls->conn) : NULL;
+  if (tls->bio) SSL_set_bio(tls->ssl, tls->bio, tls->bio);
+  if (!tls->bio) {
+    SSL_free(tls->ssl);
+    tls->ssl = NULL;
+    ERR_clear_error();
+    return -ENOMEM;
+  }
+  SSL_set_mode(tls->ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_AUTO_RETRY);
+  SSL_clear_mode(tls->ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
+  SSL_set_read_ahead(tls->ssl, 0);
+  if (!tls->server) return set_up_client(tls, options);
+  SSL_set_accept_state(tls->ssl);
+  return 0;
+}
+
+int um__tls_new(um_tls **out, um_reactor *r, int fd, SSL_CTX *ctx, const um_tls_options *options,
+                bool server) {
+  um_tls *tls = um__alloc(sizeof *tls);
+  if (!tls) return -ENOMEM;
+  um__conn_init(&tls->conn, fd);
+  um__conn_attach(&tls->conn, r);
+  tls->reactor = r;
+  tls->server = server;
+  tls->ctx = ctx;
+  SSL_CTX_up_ref(ctx);
+  *out = tls;
+  if (!options) return 0;
+  tls->flags = options->flags;
+  if (options->hostname && !(tls->hostname = um__strdup(options->hostname))) return -ENOMEM;
+  return um__conn_feed(&tls->conn, options->received, options->received_length);
+}
+
+void um__tls_free(um_tls *tls) {
+  um__conn_discard_received(&tls->conn);
+  um__conn_discard_output(&tls->conn);
+  SSL_free(tls->ssl);
+  SSL_CTX_free(tls->ctx);
+  if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
+  um__free(tls->unread);
+  um__free(tls->hostname);
+  um__free(tls);
+}
+
+static int wrap(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options, bool server) {
+  static const um_tls_options none;
+  um_task *task = um__task();
+  um_tls *tls = NULL;
+  if (!options) options = &none;
+  *out = NULL;
+  int result = !task ? UM_ENOTFIBER : 0;
+  if (!server && !options->hostname && !(options->flags & UM_TLS_INSECURE)) result = -EINVAL;
+  if (result == 0) result = um__tls_new(&tls, task->reactor, fd, ctx, options, server);
+  if (result == 0) result = um__tls_make_ssl(tls, options);
+  if (result == 0) {
+    *out = tls;
+    return 0;
+  }
+  if (tls) um__tls_free(tls);
+  if (!(options->flags & UM_TLS_KEEP_FD)) close(fd);
+  return result;
+}
+
+int um_tls_client(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options) {
+  return wrap(out, fd, ctx, options, false);
+}
+
+int um_tls_server(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options) {
+  return wrap(out, fd, ctx, options, true);
+}
+
+/* ---- ending ---- */
+
+static int shut(SSL *ssl, void *buffer, size_t length, size_t *done) {
+  (void)buffer, (void)length, (void)done;
+  int result = SSL_shutdown(ssl);
+  return result == 0 ? 1 : result; /* 0: sent, the peer's is not here yet */
+}
+
+void um__tls_notify(um_tls *tls) {
+  if (!tls->ssl || !tls->shaken || tls->notified || tls->failed || tls->conn.output_error) return;
+  tls->notified = true;
+  um__ssl_call(tls, shut, NULL, 0, NULL);
+}
+
+static int notify_and_flush(um_tls *tls, um_time deadline) {
+  int result = um__tls_lock_write(tls, deadline);
+  if (result < 0) return result;
+  um__tls_notify(tls);
+  um__tls_unlock_write(tls);
+  return um__conn_wait_output(&tls->conn, 0, deadline);
+}
+
+int um_tls_shutdown(um_tls *tls, um_time deadline) {
+  int result = um__tls_enter(tls);
+  if (result < 0) return result;
+  result = um__tls_handshake(tls, deadline);
+  if (result == 0) result = notify_and_flush(tls, deadline);
+  if (result == 0 && shutdown(tls->conn.fd, SHUT_WR) < 0 && errno != ENOTCONN) result = -errno;
+  um__tls_leave(tls);
+  return result;
+}
+
+/* Everyone inside learns that it is over and leaves. */
+static void evict(um_tls *tls) {
+  um__conn_close_soon(&tls->conn);
+  um__waitq_wake_all(&tls->writers);
+  tls->closer = um__task();
+  while (tls->users) um__park_shielded(tls->reactor);
+  tls->closer = NULL;
+}
+
+/* close(2) with unread bytes sends a reset, which can destroy what the peer has not
+ * read yet (RFC 2525 section 2.17): let it finish first, within bounds. */
+#define LINGER_BYTES (256u << 10)
+#define LINGER_TIME UM_SECOND
+
+static void linger(um_tls *tls, um_time deadline) {
+  int fd = tls->conn.fd, unread = 0;
+  char scrap[4096];
+  ioctl(fd, FIONREAD, &unread);
+  if (!unread && !tls->conn.received) return;
+  shutdown(fd, SHUT_WR);
+  um_time until = um_now() + LINGER_TIME;
+  if (deadline < until) until = deadline;
+  for (size_t total = 0; total < LINGER_BYTES;) {
+    um_op *op = um__op_new(tls->reactor, UM_OP_RECV, fd);
+    if (!op) return;
+    op->address = scrap;
+    op->length = sizeof scrap;
+    int result = um__await(op, until);
+    if (result <= 0) return;
+    total += (size_t)result;
+  }
+}
+
+static void give_up_fd(um_tls *tls) {
+  if (!(tls->flags & UM_TLS_KEEP_FD)) close(tls->conn.fd);
+}
+
+int um_tls_close(um_tls *tls, um_time deadline) {
+  if (!tls) return 0;
+  um_task *task = um__task();
+  if (!task) return UM_ENOTFIBER;
+  if (task->reactor != tls->reactor) return UM_EWRONGTHREAD;
+  evict(tls);
+  um__tls_notify(tls);
+  bool unread = tls->conn.received != 0;
+  int result = um__conn_close(&tls->conn, deadline);
+  tls->conn.received = unread;
+  if (result == 0 && !(tls->flags & UM_TLS_KEEP_FD)) linger(tls, deadline);
+  tls->conn.received = 0;
+  give_up_fd(tls);
+  um__tls_free(tls);
+  return result;
+}
+
+void um_tls_abort(um_tls *tls) {
+  if (!tls) return;
+  struct linger reset = {.l_onoff = 1, .l_linger = 0};
+  if (um__task()) evict(tls);
+  um__conn_close(&tls->conn, 0);
+  if (!(tls->flags & UM_TLS_KEEP_FD))
+    setsockopt(tls->conn.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  give_up_fd(tls);
+  um__tls_free(tls);
+}
+
+/* Reads and drops application data until the peer's close_notify. */
+static int await_notify(um_tls *tls, um_time deadline) {
+  char scrap[1024];
+  ssize_t result;
+  do result = um_tls_read(tls, scrap, sizeof scrap, deadline);
+  while (result > 0);
+  return (int)result;
+}
+
+int um_tls_unwrap(um_tls *tls, void **leftover, size_t *leftover_length, um_time deadline) {
+  int result = um__tls_enter(tls);
+  if (result < 0) return result;
+  result = um__tls_handshake(tls, deadline);
+  if (result == 0) result = notify_and_flush(tls, deadline);
+  if (result == 0) result = await_notify(tls, deadline);
+  if (result == 0) um__conn_disarm(&tls->conn);
+  size_t length = tls->conn.received;
+  char *bytes = result == 0 && length ? um__alloc_raw(length) : NULL;
+  if (result == 0 && length && !bytes) result = -ENOMEM;
+  um__tls_leave(tls);
+  if (result < 0) return result;
+  *leftover_length = um__conn_take(&tls->conn, bytes, length);
+  *leftover = bytes;
+  int fd = tls->conn.fd;
+  evict(tls);
+  um__conn_close(&tls->conn, deadline);
+  um__tls_free(tls);
+  return fd;
+}
+
+/* ---- looking ---- */
+
+SSL *um_tls_ssl(um_tls *tls) { return tls->ssl; }
+int um_tls_fd(const um_tls *tls) { return tls->conn.fd; }
+const char *um_tls_error(const um_tls *tls) { return tls->message; }
+
+X509 *um_tls_peer_certificate(um_tls *tls) {
+  return tls->ssl ? SSL_get1_peer_certificate(tls->ssl) : NULL;
+}
+
+const char *um_tls_alpn(const um_tls *tls, unsigned *length) {
+  const unsigned char *name = NULL;
+  *length = 0;
+  if (tls->ssl) SSL_get0_alpn_selected(tls->ssl, &name, length);
+  return (const char *)name;
+}
+
+SSL_SESSION *um_tls_session(um_tls *tls) { return tls->ssl ? SSL_get1_session(tls->ssl) : NULL; }
