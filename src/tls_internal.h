@@ -43,6 +43,9 @@ int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t len
 /* Gets the call after UM_WANT_INPUT: waits for ciphertext or for its turn. */
 int um__tls_wait_input(um_tls *tls, um_time deadline);
 
+/* Lets other connections go first. 0 or -ECANCELED. */
+int um__tls_give_way(um_tls *tls);
+
 /* Steps that never wait, for connections without a fiber. */
 int um__tls_handshake_step(um_tls *tls);
 /* > 0 plaintext is there, 0 clean end, UM_WANT_INPUT, or an error. */

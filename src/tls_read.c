@@ -22,10 +22,8 @@ static bool worth_trying(const um_tls *tls) {
 
 /* A fiber that has had its share of the turn lets others go first. */
 static int take_turn(um_tls *tls) {
-  um_task *task = um__task();
-  if (task->turn_used < tls->reactor->config.turn_bytes) return 0;
-  UM_COUNT(tls->reactor, turns, 1);
-  return um__yield(tls->reactor, true);
+  bool used_up = um__task()->turn_used >= tls->reactor->config.turn_bytes;
+  return used_up ? um__tls_give_way(tls) : 0;
 }
 
 static ssize_t read_ssl(um_tls *tls, void *buffer, size_t length, um_time deadline) {

@@ -127,8 +127,16 @@ int um__tls_wait_input(um_tls *tls, um_time deadline) {
     return um__conn_wait_output(&tls->conn, limit, deadline);
   }
   if (!um__bio_budget_spent(tls->bio)) return um__conn_wait_readable(&tls->conn, deadline);
+  return um__tls_give_way(tls);
+}
+
+/* As the connection's reader: what it has not read yet may stay where it is. */
+int um__tls_give_way(um_tls *tls) {
   UM_COUNT(tls->reactor, turns, 1);
-  return um__yield(tls->reactor, true);
+  tls->conn.reader = um__task();
+  int result = um__yield(tls->reactor, true);
+  tls->conn.reader = NULL;
+  return result;
 }
 
 /* ---- entry and exit ---- */

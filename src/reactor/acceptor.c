@@ -60,7 +60,7 @@ static int keep(um_acceptor *a, int fd) {
     unsigned capacity = a->capacity ? a->capacity * 2 : 2 * ENOUGH;
     int *grown = um__alloc_raw(capacity * sizeof *grown);
     if (!grown) return -ENOMEM;
-    memcpy(grown, a->accepted + a->first, (a->last - a->first) * sizeof *grown);
+    if (a->accepted) memcpy(grown, a->accepted + a->first, (a->last - a->first) * sizeof *grown);
     um__free(a->accepted);
     a->last -= a->first;
     a->first = 0;

@@ -4,7 +4,6 @@
  * page. A joinable fiber's stack is kept until it is joined. */
 #include "alloc.h"
 #include "reactor.h"
-#include "stack.h"
 #include "waitq.h"
 
 #include <string.h>
@@ -25,11 +24,9 @@ struct um_fiber {
   bool ended, joinable;
 };
 
-static _Thread_local um_context loop_context;
-
 static int host_park(um_host *host, um_task *task) {
   (void)host;
-  um__context_switch(&((um_fiber *)task)->context, &loop_context, false);
+  um__context_switch(&((um_fiber *)task)->context, &task->reactor->loop, false);
   return 0;
 }
 
@@ -42,7 +39,7 @@ static void fiber_free(um_fiber *fiber) {
 static void host_resume(um_host *host, um_task *task) {
   (void)host;
   um_fiber *fiber = (um_fiber *)task;
-  um__context_switch(&loop_context, &fiber->context, false);
+  um__context_switch(&task->reactor->loop, &fiber->context, false);
   if (fiber->ended && !fiber->joinable) fiber_free(fiber);
 }
 
@@ -134,12 +131,12 @@ static void fiber_end(um_fiber *fiber) {
   um_task_unregister(&fiber->task);
   fiber->ended = true;
   um__waitq_wake_all(&fiber->joiners);
-  um__context_switch(&fiber->context, &loop_context, true);
+  um__context_switch(&fiber->context, &r->loop, true);
 }
 
 static void fiber_entry(void *argument) {
   um_fiber *fiber = argument;
-  um__context_entered(&fiber->context, &loop_context);
+  um__context_entered(&fiber->context, &fiber->task.reactor->loop);
   fiber->result = fiber->fn(fiber->arg);
   fiber_end(fiber);
 }

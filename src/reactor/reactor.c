@@ -5,14 +5,14 @@
 #include "alloc.h"
 #include "conn.h"
 #include "slab.h"
-#include "stack.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define SHARED_STACK_SIZE (256u << 10)
 
-static _Thread_local um_reactor *thread_reactor;
+/* Looked at several times per operation: initial-exec spares a call each time. */
+static _Thread_local um_reactor *thread_reactor __attribute__((tls_model("initial-exec")));
 static unsigned fork_generation; /* how many forks lie between us and the first process */
 
 int (*um__scripted_open)(um_reactor *reactor, um_error *error);

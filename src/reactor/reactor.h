@@ -4,6 +4,7 @@
 
 #include "backend.h"
 #include "op.h"
+#include "stack.h"
 
 #include <bio_uring/fiber.h>
 #include <bio_uring/host.h>
@@ -34,8 +35,8 @@ struct um_reactor {
   um_reactor_config config;
 
   um_task *current;        /* running task; NULL in the loop itself */
-  void *loop_stack;        /* saved stack pointer of the loop while a fiber runs */
-  void *shared_stack;      /* see stack.h */
+  um_context loop;         /* the loop's own, while a fiber runs */
+  um_stack *shared_stack;  /* OpenSSL's, for every fiber (tls_stream.c) */
   bool on_shared_stack;
 
   um_task_queue ready;     /* run in this tick */
