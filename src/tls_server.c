@@ -92,7 +92,8 @@ static void end(served *s, int reason) {
   um_tls *tls = s->tls;
   if (!tls->shaken) s->listener->stats.failed++;
   /* A failed handshake still has its alert to deliver. */
-  bool graceful = reason == 0 || reason == UM_ETLS || reason == UM_EVERIFY || reason == UM_EPLAINTEXT;
+  bool graceful = reason == 0 || reason == UM_ETLS || reason == UM_EVERIFY ||
+                  reason == UM_EPLAINTEXT || reason == UM_ETRUNCATED;
   if (graceful) um_tls_close(tls, um_now() + CLOSE_TIME);
   else um_tls_abort(tls);
   served_free(s, reason);
@@ -206,6 +207,7 @@ static int accept_loop(void *argument) {
   while (!l->stopping) {
     int result = 0;
     if (l->stats.open >= l->config.max_connections) {
+      um_acceptor_pause(l->acceptor);
       result = um__waitq_wait(&l->below_cap, UM_FOREVER);
     } else if ((result = um_acceptor_next(l->acceptor, UM_FOREVER)) >= 0) {
       accepted(l, result);

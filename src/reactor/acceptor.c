@@ -164,6 +164,10 @@ int um_acceptor_next(um_acceptor *a, um_time deadline) {
   return error;
 }
 
+void um_acceptor_pause(um_acceptor *a) {
+  if (a->op) um__op_cancel(a->op);
+}
+
 void um_acceptor_destroy(um_acceptor *a) {
   if (!a) return;
   um_reactor *r = a->reactor;

@@ -94,7 +94,8 @@ void um__op_complete(um_reactor *r, uint64_t user_data, const um_completion *com
   UM_COUNT(r, completions, 1);
   um_op *op = find(r, user_data & ~(uint64_t)UM_USER_DATA_CANCEL);
   if (unlikely(!op)) {
-    if (user_data != UM_USER_DATA_NONE) UM_COUNT(r, stale, 1);
+    if (user_data == UM_USER_DATA_NONE) UM_COUNT(r, wakes, 1); /* another ring's message */
+    else UM_COUNT(r, stale, 1);
     if (completion->has_buffer) r->backend->recycle(r, completion->buffer);
     return;
   }

@@ -32,7 +32,8 @@ int um_post(um_reactor *r, um_post_fn fn, void *arg) {
   *node = (um_post_node){.fn = fn, .arg = arg, .flags = NODE_ALLOCATED};
   push(r, node);
   um_reactor *from = um__reactor();
-  wake(r, from == r ? NULL : from);
+  if (from == r) atomic_store(&r->posts.wake_pending, true); /* seen before it sleeps */
+  else wake(r, from);
   return 0;
 }
 
