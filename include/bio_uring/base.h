@@ -66,7 +66,8 @@ enum um_error_code {
 };
 
 /* An error with a message that says what, where, and what to do about it.
- * Functions that take a `um_error *` accept NULL. */
+ * Functions that take a `um_error *` accept NULL; they clear it first and fill
+ * both fields whenever they fail. */
 typedef struct um_error {
   int code;
   char message[256];

@@ -60,12 +60,12 @@ UM_API int um_fiber_sleep(um_time until);
 
 /* ---- groups ---- */
 
-/* A set of fibers that are cancelled and joined together. Zero-initialised or
- * um_group_init(); belongs to one reactor; must outlive its members. */
 struct um_waitq { /* private */
   struct um_waiter *first, *last;
 };
 
+/* A set of fibers that are cancelled and joined together. Zero-initialised or
+ * um_group_init(); belongs to one reactor; must outlive its members. */
 typedef struct um_group {
   struct um_fiber *members; /* private */
   struct um_waitq waiters;  /* private */
@@ -73,10 +73,12 @@ typedef struct um_group {
   int result;               /* first negative result of a member, or 0; read-only */
 } um_group;
 
+/* The same as zero-initialising it. */
 UM_API void um_group_init(um_group *group);
 /* Like um_fiber_spawn() on the current reactor, detached, as a member. */
 UM_API int um_group_spawn(um_group *group, um_fiber_fn fn, void *arg,
                           const um_fiber_options *options);
+/* um_fiber_cancel() on every member. */
 UM_API void um_group_cancel(um_group *group);
 /* Waits until no member is left. 0, -ETIMEDOUT, -ECANCELED, UM_ENOTFIBER. */
 UM_API int um_group_join(um_group *group, um_time deadline);

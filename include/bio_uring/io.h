@@ -30,24 +30,34 @@
 extern "C" {
 #endif
 
+/* recv(2). 0 at end of file. */
 UM_API ssize_t um_recv(int fd, void *buffer, size_t length, int flags, um_time deadline);
+/* send(2), whole. */
 UM_API ssize_t um_send(int fd, const void *buffer, size_t length, int flags, um_time deadline);
+/* The same from several buffers; at most 1,024 (IOV_MAX), else -EMSGSIZE. */
 UM_API ssize_t um_sendv(int fd, const struct iovec *iov, int count, um_time deadline);
 /* Datagrams and ancillary data; stream sockets complete whole. */
 UM_API ssize_t um_sendmsg(int fd, const struct msghdr *message, int flags, um_time deadline);
+/* recvmsg(2). */
 UM_API ssize_t um_recvmsg(int fd, struct msghdr *message, int flags, um_time deadline);
 
-/* offset -1 uses and moves the file position. */
+/* pread(2); offset -1 is read(2), which uses and moves the file position. */
 UM_API ssize_t um_read(int fd, void *buffer, size_t length, int64_t offset, um_time deadline);
+/* pwrite(2) or, with offset -1, write(2); whole. */
 UM_API ssize_t um_write(int fd, const void *buffer, size_t length, int64_t offset,
                         um_time deadline);
+/* openat(2). The descriptor; add O_CLOEXEC to `flags`. */
 UM_API int um_openat(int directory, const char *path, int flags, mode_t mode, um_time deadline);
+/* splice(2); offset -1 uses the file position, and is what pipes need. */
 UM_API ssize_t um_splice(int from, int64_t from_offset, int to, int64_t to_offset, size_t length,
                          unsigned flags, um_time deadline);
 
+/* connect(2). After a failure or an interruption the socket is good for close only. */
 UM_API int um_connect(int fd, const struct sockaddr *address, socklen_t length, um_time deadline);
+/* accept4(2). For more than a few connections see um_acceptor_create(). */
 UM_API int um_accept(int fd, struct sockaddr *address, socklen_t *length, int flags,
                      um_time deadline);
+/* shutdown(2). */
 UM_API int um_shutdown(int fd, int how, um_time deadline);
 /* The descriptor is gone whatever is returned. Nothing may be waiting on it. */
 UM_API int um_close(int fd);
@@ -55,6 +65,7 @@ UM_API int um_close(int fd);
 /* poll(2) events on one descriptor. Returns the events that are there, > 0. */
 UM_API int um_poll(int fd, unsigned events, um_time deadline);
 
+/* waitid(2). Kernels before 6.7: P_PID only, else -EOPNOTSUPP. */
 UM_API int um_waitid(idtype_t type, id_t id, siginfo_t *info, int options, um_time deadline);
 
 /* futex(2) on a private 32-bit word: io_uring futex operations (kernel 6.7).

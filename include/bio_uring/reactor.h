@@ -74,6 +74,7 @@ UM_API void um_reactor_cancel_all(um_reactor *reactor);
  * readable as well. */
 enum { UM_STEP_DONE = 0, UM_STEP_IDLE = 1, UM_STEP_RUNNABLE = 2 };
 UM_API int um_reactor_step(um_reactor *reactor);
+/* Pollable, for POLLIN only; the reactor's own. */
 UM_API int um_reactor_fd(um_reactor *reactor);
 
 /* The reactor running on this thread, or NULL. */
@@ -139,6 +140,7 @@ typedef struct um_metrics {
   uint64_t unregistered;     /* registrations refused by the kernel, done without */
   uint64_t turns;            /* times a connection gave way after its share of a turn */
 } um_metrics;
+/* Copies them; any thread. */
 UM_API void um_reactor_metrics(const um_reactor *reactor, um_metrics *out);
 
 #ifdef __cplusplus

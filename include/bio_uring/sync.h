@@ -27,6 +27,7 @@ typedef struct um_mutex {
   uint32_t state; /* private */
 } um_mutex;
 
+/* Unlocked. The same as zero-initialising it. */
 UM_API void um_mutex_init(um_mutex *mutex);
 /* Not recursive: locking twice from one fiber waits until the deadline. */
 UM_API int um_mutex_lock(um_mutex *mutex, um_time deadline);
@@ -41,9 +42,13 @@ typedef struct um_event {
   uint32_t set; /* private */
 } um_event;
 
+/* Not set. The same as zero-initialising it. */
 UM_API void um_event_init(um_event *event);
+/* Lets through who waits, and who comes until it is reset. */
 UM_API void um_event_set(um_event *event);
+/* Makes those who come from now on wait. */
 UM_API void um_event_reset(um_event *event);
+/* Returns at once when it is set. */
 UM_API int um_event_wait(um_event *event, um_time deadline);
 
 typedef struct um_semaphore {
@@ -51,8 +56,11 @@ typedef struct um_semaphore {
   uint64_t value; /* private */
 } um_semaphore;
 
+/* With `value` permits. */
 UM_API void um_semaphore_init(um_semaphore *semaphore, uint64_t value);
+/* Takes a permit, waiting for one. */
 UM_API int um_semaphore_acquire(um_semaphore *semaphore, um_time deadline);
+/* Gives one back, to the first who waits if anybody does. */
 UM_API void um_semaphore_release(um_semaphore *semaphore);
 
 /* A bounded queue of pointers: any number of producers and consumers. */
@@ -72,6 +80,7 @@ UM_API int um_queue_pop(um_queue *queue, void **item, um_time deadline);
 UM_API int um_queue_pop_tail(um_queue *queue, void **item, um_time deadline);
 /* No more pushes; everyone waiting learns of it. */
 UM_API void um_queue_close(um_queue *queue);
+/* Items inside, at this moment. */
 UM_API size_t um_queue_count(um_queue *queue);
 
 #ifdef __cplusplus

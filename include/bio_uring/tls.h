@@ -70,6 +70,7 @@ typedef struct um_tls_options {
  * without a hostname must say UM_TLS_INSECURE (-EINVAL otherwise).
  * -ENOMEM, -EINVAL, UM_ENOTFIBER, UM_ETLS. */
 UM_API int um_tls_client(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options);
+/* The same for the accepting side. */
 UM_API int um_tls_server(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options);
 
 /* Resolves `host` off the reactor's thread, races its IPv6 and IPv4 addresses
@@ -102,7 +103,8 @@ UM_API ssize_t um_tls_read(um_tls *tls, void *buffer, size_t length, um_time dea
  * Whatever had arrived before an error is kept for the next read. */
 UM_API ssize_t um_tls_read_exact(um_tls *tls, void *buffer, size_t length, um_time deadline);
 /* Up to and including `delimiter` (`delimiter_length` bytes). UM_ETOOLONG when
- * `length` bytes came without it. Kept for the next read as above. */
+ * `length` bytes came without it. Kept for the next read as above. Bytes of `buffer`
+ * beyond the result are overwritten. */
 UM_API ssize_t um_tls_read_until(um_tls *tls, void *buffer, size_t length, const void *delimiter,
                                  size_t delimiter_length, um_time deadline);
 /* Plaintext bytes that can be read without waiting. */
@@ -114,6 +116,7 @@ UM_API size_t um_tls_pending(const um_tls *tls);
  * cancellation or an error struck after that many bytes were taken: call again
  * with the rest to learn which, or to go on. */
 UM_API ssize_t um_tls_write(um_tls *tls, const void *buffer, size_t length, um_time deadline);
+/* The same from several buffers; small ones share records. */
 UM_API ssize_t um_tls_writev(um_tls *tls, const struct iovec *iov, int count, um_time deadline);
 /* Waits until the kernel has taken everything written so far. */
 UM_API int um_tls_flush(um_tls *tls, um_time deadline);
@@ -140,7 +143,10 @@ UM_API int um_tls_unwrap(um_tls *tls, void **leftover, size_t *leftover_length, 
 
 /* ---- looking ---- */
 
-UM_API SSL *um_tls_ssl(um_tls *tls);   /* never call SSL_read, SSL_write or the like on it */
+/* For asking questions (cipher, version, certificates); never for SSL_read(),
+ * SSL_write() or the like. NULL on a served connection before its first byte. */
+UM_API SSL *um_tls_ssl(um_tls *tls);
+/* The socket. Still the stream's. */
 UM_API int um_tls_fd(const um_tls *tls);
 /* What went wrong last on this stream, in words; "" when nothing did. Valid until
  * the next call on it. */
@@ -190,9 +196,14 @@ UM_API int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_serve
 UM_API int um_tls_listener_stop(um_tls_listener *listener, um_time deadline);
 
 typedef struct um_tls_listener_stats {
-  uint64_t accepted, handshakes, failed, timed_out;
-  uint64_t open, parked;  /* gauges */
+  uint64_t accepted;   /* connections taken */
+  uint64_t handshakes; /* completed */
+  uint64_t failed;     /* ended before their handshake had */
+  uint64_t timed_out;  /* handshake or idle deadline passed */
+  uint64_t open;       /* gauge: connections alive */
+  uint64_t parked;     /* gauge: of those, without a fiber */
 } um_tls_listener_stats;
+/* From the listener's reactor. */
 UM_API void um_tls_listener_stats_get(const um_tls_listener *listener, um_tls_listener_stats *out);
 
 #ifdef __cplusplus
