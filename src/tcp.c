@@ -12,8 +12,16 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* getaddrinfo(3) takes 99999 for 34463. */
+static bool is_port(const char *text) {
+  char *end;
+  unsigned long number = strtoul(text, &end, 10);
+  return *text && (*end || number <= 65535);
+}
 
 /* ---- resolving ---- */
 
@@ -94,6 +102,9 @@ static bool is_numeric(lookup *l) {
 
 static int resolve(lookup **out, const char *host, const char *port, um_time deadline,
                    um_error *error) {
+  *out = NULL;
+  if (!is_port(port))
+    return um__fail(error, -EINVAL, "%s: \"%.32s\" is no port: write 1 to 65535", host, port);
   lookup *l = *out = lookup_new(host, port);
   if (!l) return um__fail(error, -ENOMEM, "%s: no memory", host);
   if (is_numeric(l)) return 0;
@@ -262,9 +273,9 @@ int um_tcp_listen(const char *address, unsigned flags, um_error *error) {
   char text[300], *host, *port;
   if (error) *error = (um_error){0};
   if ((size_t)snprintf(text, sizeof text, "%s", address) >= sizeof text ||
-      split(text, &host, &port) < 0)
+      split(text, &host, &port) < 0 || !is_port(port))
     return um__fail(error, -EINVAL, "\"%.100s\" is no address to listen on: write HOST:PORT, "
-                    "[IPV6]:PORT or :PORT", address);
+                    "[IPV6]:PORT or :PORT, with a port up to 65535", address);
   struct addrinfo passive = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *all = NULL;
   int result = getaddrinfo(*host ? host : NULL, port, &passive, &all);
   if (result)

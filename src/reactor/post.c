@@ -6,6 +6,8 @@
 #include "alloc.h"
 #include "reactor.h"
 
+#include <sched.h>
+
 #define NODE_ALLOCATED 1u
 
 static void push(um_reactor *r, um_post_node *node) {
@@ -19,10 +21,23 @@ static void wake(um_reactor *r, um_reactor *from) {
   if (!atomic_exchange(&r->posts.wake_pending, true)) r->backend->wake(r, from);
 }
 
+/* What is pushed may end the reactor's last fiber, and so the reactor, before we are
+ * through with it: um_reactor_destroy() waits for `inside` to be zero. */
+static void push_and_wake(um_reactor *r, um_post_node *node, um_reactor *from) {
+  atomic_fetch_add(&r->posts.inside, 1);
+  if (node) push(r, node);
+  if (from == r) atomic_store(&r->posts.wake_pending, true); /* seen before it sleeps */
+  else wake(r, from);
+  atomic_fetch_sub(&r->posts.inside, 1);
+}
+
+void um__posts_leave(um_reactor *r) {
+  while (atomic_load(&r->posts.inside)) sched_yield();
+}
+
 void um_post_node_push(um_reactor *r, um_post_node *node) {
   node->flags = 0;
-  push(r, node);
-  wake(r, NULL);
+  push_and_wake(r, node, NULL);
 }
 
 int um_post(um_reactor *r, um_post_fn fn, void *arg) {
@@ -30,16 +45,13 @@ int um_post(um_reactor *r, um_post_fn fn, void *arg) {
   um_post_node *node = um__alloc_raw(sizeof *node);
   if (!node) return -ENOMEM;
   *node = (um_post_node){.fn = fn, .arg = arg, .flags = NODE_ALLOCATED};
-  push(r, node);
-  um_reactor *from = um__reactor();
-  if (from == r) atomic_store(&r->posts.wake_pending, true); /* seen before it sleeps */
-  else wake(r, from);
+  push_and_wake(r, node, um__reactor());
   return 0;
 }
 
 void um_reactor_stop(um_reactor *r) {
   atomic_store(&r->posts.stop, true);
-  wake(r, NULL);
+  push_and_wake(r, NULL, NULL);
 }
 
 /* Oldest first. Only what was there at the start: callbacks that post again wait

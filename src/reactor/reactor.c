@@ -17,7 +17,11 @@ static unsigned fork_generation; /* how many forks lie between us and the first 
 
 int (*um__scripted_open)(um_reactor *reactor, um_error *error);
 
-static void count_fork(void) { fork_generation++; }
+/* In the child: a fiber that forked must not reach the parent's ring through this. */
+static void count_fork(void) {
+  fork_generation++;
+  thread_reactor = NULL;
+}
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
 
@@ -138,6 +142,7 @@ int um_reactor_destroy(um_reactor *r) {
   if (check == UM_EWRONGTHREAD) return check;
   if (r->tasks && check == 0) return -EBUSY;
   atomic_store(&r->posts.closing, true);
+  if (check == 0) um__posts_leave(r); /* a fork's child has no such threads */
   um__posts_discard(r);
   r->backend->close(r);
   reactor_free(r);
@@ -260,6 +265,13 @@ int um_reactor_step(um_reactor *r) {
   }
   leave(r);
   return result < 0 ? result : state;
+}
+
+void um_reactor_around_sleep(um_reactor *r,
+                             void (*around)(void (*sleep)(void *), void *argument, void *data),
+                             void *data) {
+  r->around_sleep = around;
+  r->around_data = data;
 }
 
 int um_reactor_fd(um_reactor *r) { return r->backend->pollable(r); }

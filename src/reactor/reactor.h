@@ -66,7 +66,11 @@ struct um_reactor {
     atomic_bool wake_pending;     /* a wake-up is on its way */
     atomic_bool stop;
     atomic_bool closing;
+    atomic_uint inside;           /* threads in the middle of a post */
   } posts;
+
+  void (*around_sleep)(void (*sleep)(void *), void *argument, void *data); /* or NULL */
+  void *around_data;
 
   pthread_t owner;
   bool owned, running;
@@ -111,6 +115,8 @@ void um__timers_expire(um_reactor *reactor);
 /* ---- posts (post.c) ---- */
 void um__posts_run(um_reactor *reactor);
 void um__posts_discard(um_reactor *reactor);
+/* Waits until no thread is in the middle of a post. */
+void um__posts_leave(um_reactor *reactor);
 
 /* ---- loop (reactor.c) ---- */
 /* One look at the ring without running tasks, for drains outside fibers. */
