@@ -1,0 +1,24 @@
+#include "echo_service.h"
+
+static int write_all(um_tls *tls, const char *data, size_t length, int64_t wait_ms) {
+  while (length) {
+    ssize_t n = um_tls_write(tls, data, length, um_after(wait_ms));
+    if (n < 0) return (int)n;
+    data += n;
+    length -= (size_t)n;
+  }
+  return 0;
+}
+
+int echo_service_handle(um_tls *tls, void **data, void *service) {
+  const echo_service *s = service;
+  char buffer[16384]; /* a whole record */
+  *data = service;    /* tells a connection that got this far from one that did not */
+  do {
+    ssize_t n = um_tls_read(tls, buffer, sizeof buffer, um_after(s->wait_ms));
+    if (n <= 0) return n ? (int)n : UM_TLS_CLOSE;
+    int result = write_all(tls, buffer, (size_t)n, s->wait_ms);
+    if (result) return result;
+  } while (um_tls_pending(tls));
+  return UM_TLS_PARK;
+}

@@ -1,0 +1,62 @@
+/* um-tls: the library as a program. */
+#include "commands.h"
+#include "exit_codes.h"
+#include "say.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct {
+  const char *name;
+  int (*run)(int argc, char **argv);
+  const char *about;
+} commands[] = {
+  {"serve", command_serve, "a TLS server: files over HTTP/1.1, or an echo"},
+  {"connect", command_connect, "a TLS connection on standard input and output"},
+  {"load", command_load, "a load generator: rate, latencies, errors"},
+};
+
+#define COMMANDS (sizeof commands / sizeof *commands)
+
+static int print_help(void) {
+  puts("Usage: um-tls COMMAND [OPTION...]\n\n"
+       "TLS servers and clients on libbio_uring: OpenSSL over io_uring, thousands of\n"
+       "connections to a thread.\n\nCommands:");
+  for (size_t i = 0; i < COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].about);
+  puts("\n  um-tls COMMAND --help   the options of a command, with examples\n"
+       "  um-tls --version        versions, and which backends work here\n\n"
+       "Environment:\n"
+       "  UM_BACKEND  how the kernel is talked to (default: uring)\n\n"
+       "Example: a server, and a client that asks it for a page:\n"
+       "  um-tls serve --listen localhost:8443 --cert cert.pem --key key.pem --root . &\n"
+       "  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | um-tls connect localhost:8443 --ca ca.pem\n");
+  exit_codes_print(stdout);
+  return EXIT_OK;
+}
+
+/* A standard descriptor that is closed would become a socket's: and be read as if
+ * it were the user's. */
+static void hold_standard_descriptors(void) {
+  int fd;
+  do fd = open("/dev/null", O_RDWR);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd >= 0) close(fd);
+}
+
+int main(int argc, char **argv) {
+  hold_standard_descriptors();
+  signal(SIGPIPE, SIG_IGN); /* a closed standard output is an error to report, not a death */
+  if (argc < 2) return fail(EXIT_USAGE, "no command given; see um-tls --help");
+  if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
+    return print_help();
+  if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) return command_version();
+  for (size_t i = 0; i < COMMANDS; i++) {
+    if (strcmp(argv[1], commands[i].name)) continue;
+    say_as(commands[i].name);
+    return commands[i].run(argc - 1, argv + 1);
+  }
+  return fail(EXIT_USAGE, "unknown command %s; see um-tls --help", argv[1]);
+}

@@ -1,0 +1,118 @@
+/* um-tls serve: from its command line to a running server. */
+#include "serve.h"
+
+#include "address.h"
+#include "commands.h"
+#include "exit_codes.h"
+#include "limits.h"
+#include "options.h"
+#include "say.h"
+#include "static_files.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#define OPT(name, argument, kind, field, help) {name, argument, help, kind, &o->field, 0}
+
+static int parse(server *s, int argc, char **argv) {
+  serve_options *o = &s->options;
+  const option options[] = {
+    OPT("listen", "HOST:PORT", OPTION_TEXT, listen,
+        "where to listen: localhost:8443, [::1]:0, :443 (every\naddress); port 0 picks a free one. "
+        "Default: localhost:8443"),
+    OPT("cert", "FILE", OPTION_TEXT, cert, "certificate chain, PEM, leaf first (required)"),
+    OPT("key", "FILE", OPTION_TEXT, key, "its private key, PEM (required)"),
+    OPT("root", "DIR", OPTION_TEXT, root, "serve the files below DIR over HTTP/1.1"),
+    {"body", "BYTES", "answer every GET with so many bytes from memory\n(for benchmarks)",
+     OPTION_SIZE, &o->body, UINT64_C(1) << 30},
+    OPT("echo", NULL, OPTION_FLAG, echo, "no HTTP: send back every byte received"),
+    {"threads", "N", "a reactor each, sharing the port (default: 1)", OPTION_COUNT, &o->threads,
+     256},
+    OPT("client-ca", "FILE", OPTION_TEXT, client_ca,
+        "mutual TLS: require a client certificate of this CA (PEM)"),
+    OPT("alpn", "LIST", OPTION_TEXT, alpn,
+        "protocols, most wanted first: \"h2,http/1.1\"; clients\n"
+        "that offer only others are refused. Default: http/1.1\n"
+        "for HTTP (no one refused), none for --echo"),
+    OPT("min-tls", "VERSION", OPTION_TEXT, min_tls, "1.2 or 1.3 (default: 1.2)"),
+    {"max-connections", "N", "accept no more than N at a time (default: 100000)", OPTION_COUNT,
+     &o->max_connections, UINT32_MAX / 2},
+    OPT("handshake-timeout", "SECONDS", OPTION_SECONDS, handshake_timeout,
+        "for a peer's handshake (default: 10)"),
+    OPT("idle-timeout", "SECONDS", OPTION_SECONDS, idle_timeout,
+        "for the next request, the rest of one, or a peer that\ntakes nothing of its response "
+        "(default: 60)"),
+    OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
+        "for running requests after SIGTERM (default: 10)"),
+    OPT("cubic", NULL, OPTION_FLAG, cubic,
+        "congestion control cubic on every connection\n(for benchmarks)"),
+    OPT("verbose", NULL, OPTION_FLAG, verbose, "say more about connections that end early"),
+    {NULL, NULL, NULL, OPTION_FLAG, NULL, 0},
+  };
+  const command_line line = {
+    .name = "serve",
+    .synopsis = "--cert FILE --key FILE [--root DIR | --body BYTES | --echo] [OPTION...]",
+    .about =
+      "A TLS 1.2 and 1.3 server. With --root it serves files over HTTP/1.1 (GET, HEAD,\n"
+      "one byte range, keep-alive, pipelining); no path leads out of DIR, not through\n"
+      "\"..\" and not through symbolic links. Directories answer with their index.html.\n\n"
+      "Prints \"listening on HOST:PORT\" once it accepts. SIGTERM or SIGINT: accepts no\n"
+      "more, finishes running requests (for at most --drain-timeout), closes idle\n"
+      "connections with close_notify and exits 0. A second one stops at once, also with 0.\n"
+      "Connections that fail are reported on standard error, a few lines a second at most.",
+    .examples =
+      "  um-tls serve --cert cert.pem --key key.pem --root /srv/www --listen :8443\n"
+      "  um-tls serve --cert cert.pem --key key.pem --echo --threads 2\n"
+      "  um-tls serve --cert cert.pem --key key.pem --client-ca clients.pem --min-tls 1.3",
+    .options = options,
+  };
+  return options_parse(&line, argc, argv);
+}
+
+static int check(const serve_options *o) {
+  if (!o->cert || !o->key)
+    return fail(EXIT_USAGE, "--cert and --key are required; see um-tls serve --help");
+  if (!address_has_port(o->listen))
+    return fail(EXIT_USAGE, "--listen %s: wanted is HOST:PORT, [IPV6]:PORT or :PORT, "
+                "with a port up to 65535", o->listen);
+  if (!!o->root + !!o->body + o->echo > 1)
+    return fail(EXIT_USAGE,
+                "--root, --body and --echo exclude each other; see um-tls serve --help");
+  if (o->min_tls && strcmp(o->min_tls, "1.2") && strcmp(o->min_tls, "1.3"))
+    return fail(EXIT_USAGE, "--min-tls %s: wanted is 1.2 or 1.3", o->min_tls);
+  if (o->handshake_timeout <= 0 || o->idle_timeout <= 0)
+    return fail(EXIT_USAGE, "a timeout of 0 would end every connection; see um-tls serve --help");
+  return EXIT_OK;
+}
+
+static int open_root(server *s) {
+  const char *root = s->options.root;
+  s->site.root = root ? static_root(root) : -1;
+  if (root && s->site.root < 0)
+    return fail(EXIT_FILE, "cannot serve --root %s: %s", root, um_strerror(s->site.root));
+  return EXIT_OK;
+}
+
+static int run(server *s) {
+  int code = serve_workers_create(s);
+  if (code == EXIT_OK) code = serve_workers_run(s);
+  serve_workers_destroy(s);
+  return code;
+}
+
+int command_serve(int argc, char **argv) {
+  server s = {.options = {.listen = "localhost:8443", .threads = 1, .handshake_timeout = 10000,
+                          .idle_timeout = 60000, .drain_timeout = 10000,
+                          .max_connections = 100000}};
+  int code = parse(&s, argc, argv);
+  if (code != OPTIONS_GO_ON) return code;
+  if ((code = check(&s.options)) != EXIT_OK) return code;
+  s.site.has_body = s.options.body > 0;
+  s.site.body = s.options.body;
+  s.site.wait_ms = s.echo.wait_ms = s.options.idle_timeout;
+  limits_raise_files(s.options.max_connections + 64);
+  if ((code = open_root(&s)) == EXIT_OK && (code = serve_tls_setup(&s)) == EXIT_OK) code = run(&s);
+  if (s.ctx) SSL_CTX_free(s.ctx);
+  if (s.site.root >= 0) close(s.site.root);
+  return code;
+}

@@ -1,0 +1,229 @@
+/* Reactors of the server, one a thread, and their life: start together, serve
+ * until a signal, drain, end. The first runs on the main thread and holds the
+ * fiber that reads signals. */
+#include "address.h"
+#include "exit_codes.h"
+#include "say.h"
+#include "serve.h"
+#include "serve_log.h"
+
+#include <bio_uring.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+typedef struct serve_worker {
+  server *server;
+  um_reactor *reactor;
+  http_service *http;
+  serve_log log;
+  pthread_t thread;
+  int fd; /* listening */
+} serve_worker;
+
+/* ---- sockets ---- */
+
+/* SO_REUSEPORT would let us join a port that another server of ours holds: so
+ * see first that it is free. */
+static int check_port_free(const char *address, um_error *error) {
+  int fd = um_tcp_listen(address, 0, error);
+  if (fd < 0) return fd;
+  close(fd);
+  return 0;
+}
+
+static int listen_on(server *s, const char *address, int *fd) {
+  um_error error;
+  unsigned flags = s->count > 1 ? UM_TCP_REUSEPORT : 0;
+  int result = address == s->options.listen && flags ? check_port_free(address, &error) : 0;
+  if (!result) *fd = result = um_tcp_listen(address, flags, &error);
+  if (result < 0)
+    return fail(result == UM_ERESOLVE ? EXIT_RESOLVE : EXIT_LISTEN, "%s", error.message);
+  if (s->options.cubic && setsockopt(*fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5))
+    say("--cubic: this kernel does not offer it: %s", um_strerror(-errno));
+  return EXIT_OK;
+}
+
+static int create_worker(server *s, serve_worker *w) {
+  um_error error;
+  int code = listen_on(s, w == s->workers ? s->options.listen : s->address, &w->fd);
+  if (code != EXIT_OK) return code;
+  if (w == s->workers) address_of_socket(w->fd, ADDRESS_LOCAL, s->address, sizeof s->address);
+  int result = um_reactor_create(&w->reactor, NULL, &error);
+  if (result) return fail(EXIT_NO_REACTOR, "%s", error.message);
+  w->http = http_service_create(&s->site);
+  return w->http ? EXIT_OK : fail(EXIT_FAILED, "out of memory: try a smaller --body");
+}
+
+int serve_workers_create(server *s) {
+  s->count = (unsigned)s->options.threads;
+  s->workers = calloc(s->count, sizeof *s->workers);
+  if (!s->workers) return fail(EXIT_FAILED, "out of memory");
+  um_event_init(&s->drain);
+  um_semaphore_init(&s->drained, 0);
+  atomic_store(&s->starting, s->count);
+  for (unsigned i = 0; i < s->count; i++) {
+    s->workers[i].fd = -1;
+    s->workers[i].server = s;
+    s->workers[i].log.verbose = s->options.verbose;
+  }
+  int code = EXIT_OK;
+  for (unsigned i = 0; i < s->count && code == EXIT_OK; i++)
+    code = create_worker(s, &s->workers[i]);
+  return code;
+}
+
+void serve_workers_destroy(server *s) {
+  for (unsigned i = 0; s->workers && i < s->count; i++) {
+    serve_worker *w = &s->workers[i];
+    if (w->reactor) um_reactor_destroy(w->reactor);
+    http_service_destroy(w->http);
+    if (w->fd >= 0) close(w->fd);
+  }
+  free(s->workers);
+}
+
+/* ---- a worker's life ---- */
+
+static void connection_closed(void *data, void *arg, int reason) {
+  serve_worker *w = arg;
+  serve_log_end(&w->log, reason, data != NULL);
+}
+
+static int handle_http(um_tls *tls, void **data, void *arg) {
+  serve_worker *w = arg;
+  return http_service_handle(tls, data, w->http);
+}
+
+static int handle_echo(um_tls *tls, void **data, void *arg) {
+  serve_worker *w = arg;
+  return echo_service_handle(tls, data, &w->server->echo);
+}
+
+/* The host as it was given, so that it fits the certificate; the real port. */
+static void announce(server *s) {
+  if (atomic_fetch_sub(&s->starting, 1) != 1) return;
+  const char *listen = s->options.listen, *real_port = strrchr(s->address, ':');
+  int host = (int)(strrchr(listen, ':') - listen);
+  if (host > 0) printf("listening on %.*s%s\n", host, listen, real_port);
+  else printf("listening on %s\n", s->address);
+  fflush(stdout);
+}
+
+static void ask_to_drain(server *s) {
+  atomic_store(&s->site.draining, true);
+  um_event_set(&s->drain);
+}
+
+static void drain(serve_worker *w, um_tls_listener *listener) {
+  int64_t patience = w->server->options.drain_timeout;
+  if (um_tls_listener_stop(listener, um_after(patience)))
+    say("connections still busy after %g seconds were cut", (double)patience / 1000);
+}
+
+/* The fiber that owns the listener. */
+static int serve_and_drain(void *arg) {
+  serve_worker *w = arg;
+  server *s = w->server;
+  um_tls_listener *listener;
+  um_tls_server_config config = {
+    .ctx = s->ctx, .handler = s->options.echo ? handle_echo : handle_http, .arg = w,
+    .closed = connection_closed,
+    .handshake_timeout_ms = (unsigned)s->options.handshake_timeout,
+    .idle_timeout_ms = (unsigned)s->options.idle_timeout,
+    .max_connections = (unsigned)((s->options.max_connections + s->count - 1) / s->count),
+  };
+  int result = um_tls_serve(&listener, w->fd, &config);
+  if (result) {
+    atomic_store(&s->exit_code,
+                 fail(exit_code_for(result), "cannot serve: %s", um_strerror(result)));
+    ask_to_drain(s);
+  } else {
+    announce(s);
+    um_event_wait(&s->drain, UM_FOREVER);
+    drain(w, listener);
+  }
+  um_semaphore_release(&s->drained);
+  return 0;
+}
+
+static void *run_worker(void *arg) {
+  serve_worker *w = arg;
+  int result = um_fiber_spawn(w->reactor, NULL, serve_and_drain, w, NULL);
+  if (!result) result = um_reactor_run(w->reactor);
+  if (result) {
+    atomic_store(&w->server->exit_code,
+                 fail(exit_code_for(result), "a reactor failed: %s", um_strerror(result)));
+    ask_to_drain(w->server);
+    um_semaphore_release(&w->server->drained);
+  }
+  /* By the thread that ran it, and when no other can be waking a fiber of it. */
+  pthread_barrier_wait(&w->server->ended);
+  um_reactor_destroy(w->reactor);
+  w->reactor = NULL;
+  return NULL;
+}
+
+/* ---- signals ---- */
+
+static int read_signals(void *arg) {
+  server *s = arg;
+  sigset_t set;
+  struct signalfd_siginfo info;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  int fd = signalfd(-1, &set, SFD_CLOEXEC);
+  if (fd < 0) return fail(EXIT_FAILED, "signalfd: %s", um_strerror(-errno));
+  for (bool again = false; um_read(fd, &info, sizeof info, -1, UM_FOREVER) > 0; again = true) {
+    if (again) {
+      say("stopped at once by a second signal");
+      _exit(EXIT_OK);
+    }
+    ask_to_drain(s);
+  }
+  um_close(fd);
+  return 0;
+}
+
+/* Signals are read until the last worker has drained: the second may come then. */
+static int supervise(void *arg) {
+  server *s = arg;
+  um_fiber *signals;
+  int result = um_fiber_spawn(NULL, &signals, read_signals, s, NULL);
+  if (result) return fail(result, "cannot read signals: %s", um_strerror(result));
+  for (unsigned i = 0; i < s->count; i++) um_semaphore_acquire(&s->drained, UM_FOREVER);
+  um_fiber_cancel(signals);
+  return um_fiber_join(signals, NULL, UM_FOREVER);
+}
+
+static void block_signals(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+static void start_threads(server *s) {
+  for (unsigned i = 1; i < s->count; i++)
+    if (pthread_create(&s->workers[i].thread, NULL, run_worker, &s->workers[i]))
+      _exit(fail(EXIT_FAILED, "cannot start thread %u of %u", i + 1, s->count));
+}
+
+int serve_workers_run(server *s) {
+  block_signals(); /* before any thread starts, so that all inherit it */
+  int result = um_fiber_spawn(s->workers[0].reactor, NULL, supervise, s, NULL);
+  if (result) return fail(EXIT_FAILED, "cannot start: %s", um_strerror(result));
+  pthread_barrier_init(&s->ended, NULL, s->count);
+  start_threads(s);
+  run_worker(&s->workers[0]);
+  for (unsigned i = 1; i < s->count; i++) pthread_join(s->workers[i].thread, NULL);
+  return atomic_load(&s->exit_code);
+}
