@@ -17,8 +17,8 @@ static int get(void *arg) {
     return 1;
   }
 
-  const char *format = "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n";
-  int length = snprintf(buffer, sizeof buffer, format, argv[3], argv[1]);
+  int length = snprintf(buffer, sizeof buffer, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", argv[3],
+                        argv[1]);
   ssize_t n = -EINVAL;
   if (length < (int)sizeof buffer) n = um_tls_write(tls, buffer, (size_t)length, deadline);
   while (n > 0 && (n = um_tls_read(tls, buffer, sizeof buffer, deadline)) > 0)

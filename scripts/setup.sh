@@ -12,29 +12,22 @@ deps=$root/build/deps
 
 packages="gcc libc6-dev make meson ninja-build pkgconf python3 libssl-dev libcriterion-dev
   openssl curl gnutls-bin nginx strace ca-certificates"
-[ -f "$root/ext/ruby/extconf.rb" ] && packages="$packages ruby ruby-dev"
+[ -d "$root/ext/ruby" ] && packages="$packages ruby ruby-dev ruby-minitest"
 
 packages="$packages $*"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-id=unknown version= codename=
+id=unknown version=
 if [ -r /etc/os-release ]; then
   # shellcheck disable=SC1091
   id=$(. /etc/os-release; echo "${ID:-unknown}")
   version=$(. /etc/os-release; echo "${VERSION_ID:-}")
-  codename=$(. /etc/os-release; echo "${VERSION_CODENAME:-}")
 fi
 
 as_root() {
-  if [ "$(id -u)" = 0 ]; then
-    "$@"
-  elif command -v sudo >/dev/null 2>&1; then
-    sudo "$@"
-  else
-    die "needs root to install packages, and there is no sudo: run '$root/run setup' as root once"
-  fi
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 # Words of "$@" that are not installed.
@@ -94,6 +87,12 @@ setup_packages() {
   # shellcheck disable=SC2086
   missing=$(missing_packages $packages)
   [ -n "$missing" ] || return 0
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null 2>&1 ||
+      die "needs root to install packages, and there is no sudo: run '$root/run setup' as root once"
+    # Asks for the password where the question can be seen.
+    sudo -v || die "needs root to install packages"
+  fi
   say "installing $missing"
   quietly apt update || say "apt-get update failed; trying with the package lists that are there"
   for package in $missing; do
@@ -104,20 +103,9 @@ setup_packages() {
   install_packages $missing || die "apt-get could not install: $missing"
 }
 
-# Where this machine gets its Debian from.
-archive_uri() {
-  for field in Codename Release; do
-    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
-      "$field: $codename" 'Component: main' | head -n 1)
-    [ -z "$uri" ] || break
-  done
-  echo "$uri"
-}
-
 # Debian 13's packages through a private configuration: /etc/apt is not touched.
 unpack_liburing() {
-  uri=$(archive_uri)
-  [ -n "$uri" ] || die "no package source for $codename main in /etc/apt, from which Debian 13's liburing could be fetched"
+  uri=$("$root/scripts/debian-archive.sh") || die "so Debian 13's liburing cannot be fetched"
   say "unpacking a newer liburing under build/deps"
   mkdir -p "$root/build"
   tmp=$(mktemp -d)
@@ -176,7 +164,8 @@ elif [ "$version" = 12 ]; then
   setup_packages
   setup_liburing
 elif [ -z "$version" ] || [ "$version" -ge 13 ]; then
-  packages="$packages liburing-dev"
+  # OpenSSL there names zstd among what a static link needs, and leaves its package to us.
+  packages="$packages liburing-dev libzstd-dev"
   setup_packages
 else
   die "Debian $version is too old: OpenSSL 3.0 came with Debian 12"

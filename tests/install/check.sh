@@ -19,7 +19,8 @@ ok() {
     echo "ok $number - $name"
   else
     echo "not ok $number - $name"
-    sed 's/^/# /' "$stage/log"
+    # meson shows stderr of a failed TAP test, and not its comments.
+    sed 's/^/  /' "$stage/log" >&2
   fi
 }
 
