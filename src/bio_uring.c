@@ -16,6 +16,7 @@
 #define BIO_C_SET_URING_DEADLINE 0x554D01
 #define BIO_C_GET_URING_ERROR 0x554D02
 #define CLOSE_FLUSH (5 * UM_SECOND)
+#define UNLIMITED UINT32_MAX
 
 typedef struct um_bio {
   um_conn *conn;         /* &own, or the stream's */
@@ -58,15 +59,16 @@ static int place(um_conn *conn) {
   if (conn->reactor && um__reactor_check(conn->reactor) < 0)
     return um__reactor_check(conn->reactor);
   if (here && conn->reactor && busy(conn)) return UM_EWRONGTHREAD;
-  um__conn_detach(conn);
-  if (here) um__conn_attach(conn, here);
-  return here != NULL;
+  int result = um__conn_detach(conn);
+  if (result == 0 && here) um__conn_attach(conn, here);
+  return result < 0 ? result : here != NULL;
 }
 
 /* ---- blocking, outside fibers ---- */
 
 static int poll_until(int fd, short events, um_time deadline) {
   struct pollfd poller = {.fd = fd, .events = events};
+  if (fd < 0) return -EBADF; /* which poll(2) would ignore */
   for (;;) {
     um_time left = deadline == UM_FOREVER ? -1 : deadline - um_now();
     if (deadline != UM_FOREVER && left < 0) left = 0;
@@ -78,11 +80,24 @@ static int poll_until(int fd, short events, um_time deadline) {
   }
 }
 
+static void send_some(um_conn *conn) {
+  const void *data;
+  size_t length = um__conn_output(conn, &data);
+  ssize_t count = length ? send(conn->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+  if (count > 0) um__conn_output_sent(conn, (size_t)count);
+  if (count >= 0 || errno == EAGAIN || errno == EINTR) return;
+  conn->output_error = -errno;
+  um__conn_discard_output(conn);
+}
+
+/* The answer may wait for what is still queued: by a write that ran out of time, by a
+ * fiber before. */
 static int blocking_fill(um_conn *conn, um_time deadline) {
   char buffer[16384];
   while (!conn->received && !conn->received_end) {
-    int result = poll_until(conn->fd, POLLIN, deadline);
+    int result = poll_until(conn->fd, conn->output ? POLLIN | POLLOUT : POLLIN, deadline);
     if (result < 0) return result;
+    send_some(conn);
     ssize_t count = recv(conn->fd, buffer, sizeof buffer, MSG_DONTWAIT);
     if (count > 0 && (result = um__conn_feed(conn, buffer, (size_t)count)) < 0)
       conn->received_end = result; /* the bytes are lost: so is the connection */
@@ -93,15 +108,11 @@ static int blocking_fill(um_conn *conn, um_time deadline) {
 }
 
 static int blocking_drain(um_conn *conn, um_time deadline) {
-  const void *data;
-  for (size_t length; (length = um__conn_output(conn, &data)) && !conn->output_error;) {
+  while (conn->output) {
     int result = poll_until(conn->fd, POLLOUT, deadline);
     if (result < 0) return result;
-    ssize_t count = send(conn->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (count > 0) um__conn_output_sent(conn, (size_t)count);
-    else if (count < 0 && errno != EAGAIN && errno != EINTR) conn->output_error = -errno;
+    send_some(conn);
   }
-  if (conn->output_error) um__conn_discard_output(conn);
   return conn->output_error;
 }
 
@@ -151,7 +162,7 @@ static int bio_read(BIO *bio, char *out, int length) {
   b->error = 0;
   if (!out || length <= 0) return 0;
   if (!b->suspending) {
-    if (b->budget-- == 0) {
+    if (b->budget != UNLIMITED && b->budget-- == 0) {
       b->budget = 0;
       b->budget_spent = b->conn->received != 0;
       return retry(bio, b, 0, BIO_FLAGS_READ);
@@ -236,6 +247,18 @@ static long rare_ctrl(BIO *bio, um_bio *b, int command, long number, void *point
   }
 }
 
+/* In a fiber, output leaves when it next waits; outside, only a write that ran out of
+ * time has left some. */
+static long flush(BIO *bio, um_bio *b) {
+  BIO_clear_retry_flags(bio);
+  b->error = b->conn->output_error;
+  if (b->error) return 0;
+  if (!b->conn->output || !b->suspending || um__reactor()) return 1;
+  int result = place(b->conn);
+  if (result == 0) result = blocking_drain(b->conn, b->deadline);
+  return result == 0 ? 1 : wait_failed(bio, b, result, BIO_FLAGS_WRITE);
+}
+
 /* libssl asks about kTLS several times a record: those first. */
 static long bio_ctrl(BIO *bio, int command, long number, void *pointer) {
   um_bio *b = state(bio);
@@ -245,8 +268,8 @@ static long bio_ctrl(BIO *bio, int command, long number, void *pointer) {
     case BIO_CTRL_GET_KTLS_RECV:
       return 0;
 #endif
-    case BIO_CTRL_FLUSH: /* leaves when the fiber next waits */
-      return b->conn->output_error ? 0 : 1;
+    case BIO_CTRL_FLUSH:
+      return flush(bio, b);
     case BIO_CTRL_EOF:
       return b->conn->received_end == 1 && !b->conn->received;
     case BIO_CTRL_PENDING:
@@ -274,14 +297,25 @@ static int bio_create(BIO *bio) {
   return 1;
 }
 
+/* Freeing cannot report a cancellation: it goes on, and the next wait reports it. A second
+ * one is meant. False when there was one. */
+static bool flush_before_close(um_conn *conn, um_time until) {
+  if (!conn->reactor || !um__task() || um__conn_wait_output(conn, 0, until) != -ECANCELED) return true;
+  um__conn_wait_output(conn, 0, until);
+  return false;
+}
+
 /* On another thread than its reactor's nothing can be drained: what is armed keeps
  * its memory. The header forbids it. */
 static bool close_conn(um_bio *b) {
   um_conn *conn = b->conn;
   if (conn->reactor && um__reactor_check(conn->reactor) < 0) return false;
-  if (!conn->reactor && b->suspending && conn->output) blocking_drain(conn, um_now() + CLOSE_FLUSH);
+  um_time until = um_now() + CLOSE_FLUSH;
+  if (!conn->reactor && b->suspending && conn->output) blocking_drain(conn, until);
   um_saved_errors *errors = um__errors_save();
-  um__conn_close(conn, um_now() + CLOSE_FLUSH);
+  bool cancelled = !flush_before_close(conn, until);
+  um__conn_close(conn, until);
+  if (cancelled) um__task()->cancel_pending = 1;
   um__errors_restore(errors);
   return true;
 }
@@ -327,7 +361,7 @@ static BIO *new_bio(um_conn *conn, int fd, bool suspending) {
   um_bio *b = state(bio);
   BIO_set_shutdown(bio, BIO_NOCLOSE);
   b->suspending = suspending;
-  b->budget = UINT32_MAX;
+  b->budget = UNLIMITED;
   if (conn) b->conn = conn;
   else um__conn_init(&b->own, fd);
   BIO_set_init(bio, 1);

@@ -11,8 +11,7 @@ struct um_saved_errors {
   int count;
   struct {
     unsigned long code;
-    const char *file, *function; /* static strings of the raising code */
-    char *data;
+    char *file, *function, *data; /* copies: OpenSSL frees its own with the entry */
     int line;
   } errors[MOST];
 };
@@ -21,11 +20,12 @@ um_saved_errors *um__errors_save(void) {
   if (!ERR_peek_error()) return NULL;
   um_saved_errors *saved = um__alloc(sizeof *saved);
   for (int i = 0; saved && i < MOST; i++) {
-    const char *data;
+    const char *file, *function, *data;
     int flags;
-    saved->errors[i].code = ERR_get_error_all(&saved->errors[i].file, &saved->errors[i].line,
-                                              &saved->errors[i].function, &data, &flags);
+    saved->errors[i].code = ERR_get_error_all(&file, &saved->errors[i].line, &function, &data, &flags);
     if (!saved->errors[i].code) break;
+    saved->errors[i].file = um__strdup(file);
+    saved->errors[i].function = um__strdup(function);
     if (flags & ERR_TXT_STRING) saved->errors[i].data = um__strdup(data);
     saved->count++;
   }
@@ -43,6 +43,8 @@ void um__errors_restore(um_saved_errors *saved) {
     ERR_set_debug(saved->errors[i].file, saved->errors[i].line, saved->errors[i].function);
     if (data) ERR_set_error(ERR_GET_LIB(code), ERR_GET_REASON(code), "%s", data);
     else ERR_set_error(ERR_GET_LIB(code), ERR_GET_REASON(code), NULL);
+    um__free(saved->errors[i].file);
+    um__free(saved->errors[i].function);
     um__free(data);
   }
   um__free(saved);

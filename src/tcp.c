@@ -111,8 +111,8 @@ static int resolve(lookup **out, const char *host, const char *port, um_time dea
   int result = lookup_wait(l, deadline);
   if (result < 0) return um__fail(error, result, "%s: resolving: %s", host, um_strerror(result));
   if (l->error == 0) return 0;
-  return um__fail(error, UM_ERESOLVE, "%s: %s: check the name, the port and the resolver", host,
-                  gai_strerror(l->error));
+  return um__fail(error, UM_ERESOLVE, "%s:%s: %s: check the name, the port and the resolver", host,
+                  port, gai_strerror(l->error));
 }
 
 /* ---- racing ---- */
@@ -181,7 +181,8 @@ static int start_attempt(race *r) {
   return result;
 }
 
-/* The next attempt starts when one fails or 250 ms after the last. */
+/* The next attempt starts when one fails or 250 ms after the last. Why it ended, for
+ * when nobody won. */
 static int run_race(race *r) {
   int result = 0;
   while (r->winner < 0 && (r->started < r->count || r->attempts.count)) {
@@ -192,7 +193,7 @@ static int run_race(race *r) {
     result = um_event_wait(&r->news, until < r->deadline ? until : r->deadline);
     if (result < 0 && (result != -ETIMEDOUT || um_now() >= r->deadline)) break;
   }
-  return r->winner >= 0 ? 0 : r->error ? r->error : result < 0 ? result : -ECONNREFUSED;
+  return result < 0 ? result : r->error ? r->error : -ECONNREFUSED;
 }
 
 /* The group lives on this stack: its members must be gone before we are. */
@@ -214,6 +215,7 @@ int um_tcp_connect(const char *host, const char *port, um_time deadline, um_erro
     interleave(&r, l->addresses);
     result = run_race(&r);
     end_race(&r);
+    if (r.winner >= 0 && result == -ECANCELED) um__task()->cancel_pending = 1; /* it won first */
     if (r.winner >= 0) result = r.winner;
     else um__fail(error, result, "%s:%s: %s", host, port, um_strerror(result));
   }

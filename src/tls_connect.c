@@ -2,10 +2,14 @@
 #include "error.h"
 #include "tls_internal.h"
 
+#include <string.h>
+#include <unistd.h>
+
 static int shake_hands(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *options,
                        um_time deadline, const char *port, um_error *error) {
   um_tls *tls;
   int result = um_tls_client(&tls, fd, ctx, options);
+  if (result < 0 && options->flags & UM_TLS_KEEP_FD) close(fd);
   if (result < 0)
     return um__fail(error, result, "%s:%s: %s", options->hostname, port, um_strerror(result));
   result = um_tls_handshake(tls, deadline);
@@ -14,8 +18,11 @@ static int shake_hands(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options 
     return 0;
   }
   const char *why = *um_tls_error(tls) ? um_tls_error(tls) : um_strerror(result);
-  if (*um_tls_error(tls)) um__fail(error, result, "%s (port %s)", why, port);
-  else um__fail(error, result, "%s:%s: handshake: %s", options->hostname, port, why);
+  size_t name = strlen(options->hostname); /* which um_tls_error() begins with */
+  bool named = !strncmp(why, options->hostname, name) && why[name] == ':';
+  um__fail(error, result, "%s:%s: %s%s", options->hostname, port, named ? "" : "handshake: ",
+           named ? why + name + 2 : why);
+  tls->flags &= ~UM_TLS_KEEP_FD;     /* the caller never had it */
   um_tls_close(tls, um_after(1000)); /* the alert that says why must leave */
   return result;
 }

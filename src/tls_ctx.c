@@ -22,10 +22,11 @@ int um_tls_ctx_defaults(SSL_CTX *ctx) {
   return SSL_CTX_set_cipher_list(ctx, CIPHERS) == 1 ? 0 : UM_ETLS;
 }
 
-/* OpenSSL's last words, and an empty queue. */
+/* What OpenSSL said first, which is the cause, and an empty queue. */
 static const char *reason(void) {
-  unsigned long error = ERR_peek_last_error();
+  unsigned long error = ERR_peek_error();
   const char *text = error ? ERR_reason_error_string(error) : NULL;
+  if (error && ERR_SYSTEM_ERROR(error)) text = um_strerror(-(int)ERR_GET_REASON(error));
   ERR_clear_error();
   return text ? text : "unknown reason";
 }
@@ -33,7 +34,7 @@ static const char *reason(void) {
 static int bad_file(um_error *error, const char *what, const char *file) {
   if (access(file, R_OK) < 0)
     return um__fail(error, UM_ECERT, "%s %s: %s", what, file, strerror(errno));
-  return um__fail(error, UM_ECERT, "%s %s: %s: is it PEM?", what, file, reason());
+  return um__fail(error, UM_ECERT, "%s %s: %s: is it a PEM file?", what, file, reason());
 }
 
 static int load_pair(SSL_CTX *ctx, const char *chain, const char *key, um_error *error) {

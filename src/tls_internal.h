@@ -17,6 +17,10 @@ struct um_tls {
   char *hostname;
   unsigned flags;
   bool server, shaken, notified; /* notified: close_notify was sent */
+  bool shaking;          /* a fiber shakes hands; others wait in `shakers` */
+  um_waitq shakers;
+  bool awaited;          /* a fiber waits for ciphertext; others wait in `input` for it */
+  um_waitq input;
   bool reading;          /* a fiber is in a reading call */
   bool writing;          /* a fiber holds the write side; others wait in `writers` */
   um_waitq writers;
@@ -42,6 +46,13 @@ int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t len
 
 /* Gets the call after UM_WANT_INPUT: waits for ciphertext or for its turn. */
 int um__tls_wait_input(um_tls *tls, um_time deadline);
+/* Whether the peer leaves so many answers untaken that it is not read any further. */
+bool um__tls_output_too_long(const um_tls *tls);
+/* Waits for ciphertext, or until another fiber that does has got it. */
+int um__tls_wait_readable(um_tls *tls, um_time deadline);
+/* Half a ticket or KeyUpdate keeps OpenSSL from writing anything but data of its own:
+ * waits for the other half. Sends a KeyUpdate of ours that is due. */
+int um__tls_settle(um_tls *tls, um_time deadline);
 
 /* Lets other connections go first. 0 or -ECANCELED. */
 int um__tls_give_way(um_tls *tls);

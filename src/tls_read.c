@@ -15,9 +15,11 @@ static int ssl_peek(SSL *ssl, void *buffer, size_t length, size_t *done) {
   return SSL_peek_ex(ssl, buffer, length, done);
 }
 
-/* Ciphertext may be in OpenSSL already (a record read and not processed). */
+/* Ciphertext may be in OpenSSL already (a record read and not processed), and after
+ * close_notify no more will come. */
 static bool worth_trying(const um_tls *tls) {
-  return tls->conn.received || tls->conn.received_end || SSL_has_pending(tls->ssl);
+  return tls->conn.received || tls->conn.received_end || SSL_has_pending(tls->ssl) ||
+         SSL_get_shutdown(tls->ssl) & SSL_RECEIVED_SHUTDOWN;
 }
 
 /* A fiber that has had its share of the turn lets others go first. */
@@ -29,7 +31,7 @@ static int take_turn(um_tls *tls) {
 static ssize_t read_ssl(um_tls *tls, void *buffer, size_t length, um_time deadline) {
   size_t count;
   int result = tls->failed ? tls->failed : take_turn(tls);
-  if (result == 0 && !worth_trying(tls)) result = um__conn_wait_readable(&tls->conn, deadline);
+  if (result == 0 && !worth_trying(tls)) result = um__tls_wait_readable(tls, deadline);
   while (result == 0) {
     result = um__ssl_call(tls, ssl_read, buffer, length, &count);
     if (result > 0) {
@@ -56,12 +58,18 @@ static size_t take_unread(um_tls *tls, void *buffer, size_t length) {
   return count;
 }
 
-/* Puts plaintext back in front of what is to be read. Without memory it would be
- * lost, so the stream ends there. */
+/* Puts plaintext back in front of what is to be read. Without memory it is lost, so the
+ * stream ends there: what came after it is no use. */
 static int give_back(um_tls *tls, const char *bytes, size_t length) {
   if (!length) return 0;
   char *joined = um__alloc_raw(length + unread(tls));
-  if (!joined) return tls->failed = -ENOMEM;
+  if (!joined) {
+    if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
+    um__free(tls->unread);
+    tls->unread = NULL;
+    tls->unread_start = tls->unread_end = 0;
+    return tls->failed = -ENOMEM;
+  }
   memcpy(joined, bytes, length);
   if (tls->unread) memcpy(joined + length, tls->unread + tls->unread_start, unread(tls));
   size_t total = length + unread(tls);

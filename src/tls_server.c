@@ -22,6 +22,8 @@ typedef struct served {
   struct um_timer timer; /* while parked: handshake or idle deadline */
   bool busy;             /* a fiber is on it */
   bool expired;
+  bool retrying;         /* its timer is for another try, without memory for the first */
+  bool sated;            /* the handler has seen all there is and wants more */
   LIST_ENTRY(served) link;
 } served;
 
@@ -51,34 +53,38 @@ static um_time park_deadline(const served *s) {
   return idle == UINT_MAX ? UM_FOREVER : um_now() + idle * UM_MS;
 }
 
+static void retry_later(served *s) {
+  s->retrying = true;
+  um__timer_set(s->listener->reactor, &s->timer, um_now() + RETRY_TIME);
+}
+
 static void park(served *s) {
   um_conn *conn = &s->tls->conn;
   s->busy = false;
   s->listener->stats.parked++;
   conn->readable = served_readable;
   um__timer_set(s->listener->reactor, &s->timer, park_deadline(s));
-  if (um__conn_arm(conn) < 0) um__timer_set(s->listener->reactor, &s->timer, um_now() + RETRY_TIME);
+  if (um__conn_arm(conn) < 0) retry_later(s);
 }
 
 static void unpark(served *s) {
   s->busy = true;
   s->listener->stats.parked--;
+  s->retrying = false;
   s->tls->conn.readable = NULL;
   um__timer_clear(&s->timer);
 }
 
 static void served_timeout(struct um_timer *timer) {
   served *s = (served *)((char *)timer - offsetof(served, timer));
-  bool early = um_now() < s->handshake_deadline && !s->tls->shaken; /* a retry without memory */
-  s->expired = !early;
+  s->expired = !s->retrying;
   start(s);
 }
 
 /* ---- a connection's fiber ---- */
 
-static void served_free(served *s, int reason) {
+static void served_free(served *s) {
   um_tls_listener *l = s->listener;
-  if (l->config.closed) l->config.closed(s->data, l->config.arg, reason);
   LIST_REMOVE(s, link);
   um__timer_remove(l->reactor, &s->timer);
   um__timer_unreserve(l->reactor);
@@ -90,13 +96,15 @@ static void served_free(served *s, int reason) {
 
 static void end(served *s, int reason) {
   um_tls *tls = s->tls;
-  if (!tls->shaken) s->listener->stats.failed++;
+  um_tls_listener *l = s->listener;
+  if (!tls->shaken) l->stats.failed++;
+  if (l->config.closed) l->config.closed(tls, s->data, l->config.arg, reason);
   /* A failed handshake still has its alert to deliver. */
   bool graceful = reason == 0 || reason == UM_ETLS || reason == UM_EVERIFY ||
                   reason == UM_EPLAINTEXT || reason == UM_ETRUNCATED;
   if (graceful) um_tls_close(tls, um_now() + CLOSE_TIME);
   else um_tls_abort(tls);
-  served_free(s, reason);
+  served_free(s);
 }
 
 static int finish_handshake(served *s) {
@@ -106,11 +114,20 @@ static int finish_handshake(served *s) {
   return result;
 }
 
+static size_t unseen(const served *s) {
+  const um_conn *conn = &s->tls->conn;
+  return um_tls_pending(s->tls) + conn->received + (conn->received_end != 0);
+}
+
+/* A handler that parks and leaves what it was called for, half a message, is called
+ * again when there is more of it. */
 static int call_handler(served *s) {
   um_tls_listener *l = s->listener;
+  size_t before = unseen(s);
   int result = l->config.handler(s->tls, &s->data, l->config.arg);
   if (result == UM_TLS_PARK && l->stopping) return UM_TLS_CLOSE;
-  return result;
+  s->sated = result == UM_TLS_PARK && um_tls_pending(s->tls) && unseen(s) == before;
+  return s->sated ? UM_WANT_INPUT : result;
 }
 
 /* As far as the bytes that are there allow: UM_WANT_INPUT to park, 0 or an error to
@@ -130,11 +147,22 @@ static int end_of_parked(const served *s) {
   return s->tls->shaken ? 0 : -ETIMEDOUT;
 }
 
-/* After UM_WANT_INPUT: true when there is more to look at already. */
+/* Nothing that is still to be sent would be taken. */
+static int give_up(const served *s) {
+  s->listener->stats.timed_out++;
+  return -ETIMEDOUT;
+}
+
+/* After UM_WANT_INPUT: true when there is more to look at already. A peer that keeps us
+ * busy and takes no answer expires like one that is idle. */
 static bool more_input(served *s) {
   um_tls *tls = s->tls;
-  if (um__bio_budget_spent(tls->bio)) return um__tls_wait_input(tls, UM_FOREVER) == 0;
-  return tls->conn.received || tls->conn.received_end;
+  if (s->sated) return false;
+  if (!um__bio_budget_spent(tls->bio) && !um__tls_output_too_long(tls))
+    return tls->conn.received || tls->conn.received_end;
+  int result = um__tls_wait_input(tls, park_deadline(s));
+  s->expired = result == -ETIMEDOUT;
+  return result == 0;
 }
 
 static int serve(void *argument) {
@@ -146,10 +174,12 @@ static int serve(void *argument) {
     return 0;
   }
   while (result == UM_TLS_PARK) {
+    s->sated = false;
     result = advance(s);
     if (result == UM_WANT_INPUT && more_input(s)) result = UM_TLS_PARK;
   }
   if (result != UM_WANT_INPUT) end(s, result);
+  else if (s->expired) end(s, give_up(s));
   else if (l->stopping) end(s, s->tls->shaken ? 0 : UM_ECLOSED);
   else park(s);
   return 0;
@@ -160,11 +190,10 @@ static void start(served *s) {
   if (s->busy) return;
   unpark(s);
   um_tls_listener *l = s->listener;
-  um_reactor *r = l->reactor;
   if (um_group_spawn(&l->fibers, serve, s, NULL) == 0) return;
   s->busy = false;
   l->stats.parked++;
-  um__timer_set(r, &s->timer, um_now() + RETRY_TIME);
+  retry_later(s);
 }
 
 /* ---- accepting ---- */

@@ -7,6 +7,7 @@
 #include "reactor/stack.h"
 
 #include <arpa/inet.h>
+#include <linux/sockios.h>
 #include <openssl/err.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
@@ -66,13 +67,25 @@ static int explain_verify(um_tls *tls, long verdict) {
   return explain(tls, UM_EVERIFY, what);
 }
 
+/* How the input or the output ended, whatever OpenSSL makes of it: a reset may be found
+ * by a send, and the receive then sees only the end. */
+static int explain_transport(um_tls *tls) {
+  int error = tls->conn.output_error ? tls->conn.output_error : tls->conn.received_end;
+  if (error == 1 || error == 0) error = UM_ETRUNCATED;
+  return explain(tls, error, um_strerror(error));
+}
+
 static int explain_protocol(um_tls *tls, unsigned long reason) {
   char what[160];
   long verdict = SSL_get_verify_result(tls->ssl);
   switch (ERR_GET_LIB(reason) == ERR_LIB_SSL ? ERR_GET_REASON(reason) : 0) {
     case SSL_R_UNEXPECTED_EOF_WHILE_READING:
-      explain(tls, UM_ETRUNCATED, um_strerror(UM_ETRUNCATED));
-      return UM_ETRUNCATED;
+      return explain_transport(tls);
+    case SSL_R_WRONG_VERSION_NUMBER:
+      if (!tls->shaken && !tls->server)
+        return explain(tls, UM_ETLS, "the server does not speak TLS on this port: is it plain HTTP, "
+                       "or a protocol with STARTTLS?");
+      break;
     case SSL_R_HTTP_REQUEST:
     case SSL_R_HTTPS_PROXY_REQUEST:
       return explain(tls, UM_EPLAINTEXT, um_strerror(UM_EPLAINTEXT));
@@ -83,14 +96,6 @@ static int explain_protocol(um_tls *tls, unsigned long reason) {
   snprintf(what, sizeof what, "TLS failure%s: %s", tls->shaken ? "" : " in the handshake",
            text ? text : "unknown");
   return explain(tls, UM_ETLS, what);
-}
-
-/* What the BIO said when OpenSSL only says "system call": how the input or the
- * output ended. */
-static int explain_transport(um_tls *tls) {
-  int error = tls->conn.output_error ? tls->conn.output_error : tls->conn.received_end;
-  if (error == 1 || error == 0) error = UM_ETRUNCATED;
-  return explain(tls, error, um_strerror(error));
 }
 
 int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
@@ -117,25 +122,40 @@ int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t len
 /* Answers to the peer's own messages (KeyUpdate) are not writers' output and have no
  * writer to hold back: a peer that makes us answer and never reads stops being
  * read. */
-static bool output_too_long(const um_tls *tls) {
+bool um__tls_output_too_long(const um_tls *tls) {
   return tls->conn.output > 2 * (size_t)tls->reactor->config.send_limit;
 }
 
 int um__tls_wait_input(um_tls *tls, um_time deadline) {
-  if (output_too_long(tls)) {
+  if (um__tls_output_too_long(tls)) {
     size_t limit = 2 * (size_t)tls->reactor->config.send_limit;
     return um__conn_wait_output(&tls->conn, limit, deadline);
   }
-  if (!um__bio_budget_spent(tls->bio)) return um__conn_wait_readable(&tls->conn, deadline);
-  return um__tls_give_way(tls);
+  if (!um__bio_budget_spent(tls->bio)) return um__tls_wait_readable(tls, deadline);
+  int result = um__tls_give_way(tls);
+  return result == 0 && um_now() >= deadline ? -ETIMEDOUT : result;
+}
+
+int um__tls_wait_readable(um_tls *tls, um_time deadline) {
+  int result;
+  if (tls->awaited) {
+    result = um__waitq_wait(&tls->input, deadline);
+    return result == 0 && tls->conn.closing ? UM_ECLOSED : result;
+  }
+  tls->awaited = true;
+  result = um__conn_wait_readable(&tls->conn, deadline);
+  tls->awaited = false;
+  um__waitq_wake_all(&tls->input);
+  return result;
 }
 
 /* As the connection's reader: what it has not read yet may stay where it is. */
 int um__tls_give_way(um_tls *tls) {
   UM_COUNT(tls->reactor, turns, 1);
+  if (tls->awaited) return um__yield(tls->reactor, true);
   tls->conn.reader = um__task();
   int result = um__yield(tls->reactor, true);
-  tls->conn.reader = NULL;
+  if (!tls->awaited) tls->conn.reader = NULL;
   return result;
 }
 
@@ -155,21 +175,21 @@ void um__tls_leave(um_tls *tls) {
 }
 
 int um__tls_lock_write(um_tls *tls, um_time deadline) {
-  while (tls->writing) {
-    int result = um__waitq_wait(&tls->writers, deadline);
-    if (result < 0) return result;
-    if (tls->conn.closing) {
-      um__waitq_wake_one(&tls->writers);
-      return UM_ECLOSED;
-    }
+  if (tls->conn.closing) return UM_ECLOSED;
+  if (!tls->writing) {
+    tls->writing = true;
+    return 0;
   }
-  tls->writing = true;
-  return 0;
+  int result = um__waitq_wait(&tls->writers, deadline);
+  if (result < 0 || !tls->conn.closing) return result;
+  um__tls_unlock_write(tls);
+  return UM_ECLOSED;
 }
 
+/* Handed over: a fiber that writes in a loop would never let another one in. */
 void um__tls_unlock_write(um_tls *tls) {
-  tls->writing = false;
-  um__waitq_wake_one(&tls->writers);
+  if (tls->writers.first) um__waitq_wake_one(&tls->writers);
+  else tls->writing = false;
 }
 
 /* ---- handshake ---- */
@@ -189,14 +209,29 @@ int um__tls_handshake_step(um_tls *tls) {
   return result == 0 ? explain(tls, UM_ETRUNCATED, "closed during the handshake") : result;
 }
 
-/* Reader and writer may both find it undone: the write side decides who does it. */
+/* Reader and writer may both find it undone: the first does it. Not under the write
+ * side's lock, or a reader would wait behind what is written right after. */
 int um__tls_handshake(um_tls *tls, um_time deadline) {
+  int result;
+  while (tls->shaking) {
+    if ((result = um__waitq_wait(&tls->shakers, deadline)) < 0) return result;
+    if (tls->conn.closing) return UM_ECLOSED;
+  }
   if (tls->shaken) return 0;
-  int result = um__tls_lock_write(tls, deadline);
-  if (result < 0) return result;
+  tls->shaking = true;
   while ((result = um__tls_handshake_step(tls)) == UM_WANT_INPUT)
     if ((result = um__tls_wait_input(tls, deadline)) < 0) break;
-  um__tls_unlock_write(tls);
+  tls->shaking = false;
+  um__waitq_wake_all(&tls->shakers);
+  return result < 0 ? result : 0;
+}
+
+int um__tls_settle(um_tls *tls, um_time deadline) {
+  int result = tls->failed;
+  while (result >= 0 && SSL_in_init(tls->ssl)) {
+    result = um__ssl_call(tls, do_handshake, NULL, 0, NULL);
+    if (result == UM_WANT_INPUT) result = um__tls_wait_input(tls, deadline);
+  }
   return result < 0 ? result : 0;
 }
 
@@ -336,16 +371,19 @@ static int shut(SSL *ssl, void *buffer, size_t length, size_t *done) {
 
 void um__tls_notify(um_tls *tls) {
   if (!tls->ssl || !tls->shaken || tls->notified || tls->failed || tls->conn.output_error) return;
+  if (SSL_in_init(tls->ssl)) um__ssl_call(tls, do_handshake, NULL, 0, NULL);
   tls->notified = true;
-  um__ssl_call(tls, shut, NULL, 0, NULL);
+  if (!SSL_in_init(tls->ssl)) um__ssl_call(tls, shut, NULL, 0, NULL);
+  tls->conn.output_over = true;
 }
 
 static int notify_and_flush(um_tls *tls, um_time deadline) {
   int result = um__tls_lock_write(tls, deadline);
   if (result < 0) return result;
-  um__tls_notify(tls);
+  if (!tls->notified && !tls->failed) result = um__tls_settle(tls, deadline);
+  if (result == 0) um__tls_notify(tls);
   um__tls_unlock_write(tls);
-  return um__conn_wait_output(&tls->conn, 0, deadline);
+  return result < 0 ? result : um__conn_wait_output(&tls->conn, 0, deadline);
 }
 
 int um_tls_shutdown(um_tls *tls, um_time deadline) {
@@ -361,33 +399,52 @@ int um_tls_shutdown(um_tls *tls, um_time deadline) {
 /* Everyone inside learns that it is over and leaves. */
 static void evict(um_tls *tls) {
   um__conn_close_soon(&tls->conn);
+  um__waitq_wake_all(&tls->shakers);
+  um__waitq_wake_all(&tls->input);
   um__waitq_wake_all(&tls->writers);
   tls->closer = um__task();
   while (tls->users) um__park_shielded(tls->reactor);
   tls->closer = NULL;
 }
 
-/* close(2) with unread bytes sends a reset, which can destroy what the peer has not
- * read yet (RFC 2525 section 2.17): let it finish first, within bounds. */
+/* Bytes of the peer that are unread at close(2), or arrive after it (tickets, an upload
+ * that was refused), make the kernel send a reset, which destroys what the peer has
+ * not read and what we have not sent yet (RFC 2525 section 2.17): let it finish first,
+ * within bounds. */
 #define LINGER_BYTES (256u << 10)
-#define LINGER_TIME UM_SECOND
+#define LINGER_UNREAD UM_SECOND
+#define LINGER_UNSENT (5 * UM_SECOND)
+#define LINGER_LOOK (5 * UM_MS)
 
-static void linger(um_tls *tls, um_time deadline) {
-  int fd = tls->conn.fd, unread = 0;
+static int queued_in_kernel(int fd, unsigned long which) {
+  int bytes = 0;
+  return ioctl(fd, which, &bytes) < 0 ? 0 : bytes;
+}
+
+static int receive_scrap(um_tls *tls, um_time until) {
   char scrap[4096];
-  ioctl(fd, FIONREAD, &unread);
-  if (!unread && !tls->conn.received) return;
+  um_op *op = um__op_new(tls->reactor, UM_OP_RECV, tls->conn.fd);
+  if (!op) return -ENOMEM;
+  op->address = scrap;
+  op->length = sizeof scrap;
+  return um__await(op, until);
+}
+
+/* With nothing unread it is enough that the peer's kernel has it all; nothing tells us
+ * when, so look again and again. */
+static void linger(um_tls *tls, um_time deadline) {
+  int fd = tls->conn.fd;
+  bool unread = tls->conn.received || queued_in_kernel(fd, FIONREAD);
+  if (!unread && !queued_in_kernel(fd, SIOCOUTQNSD)) return;
   shutdown(fd, SHUT_WR);
-  um_time until = um_now() + LINGER_TIME;
+  um_time until = um_now() + (unread ? LINGER_UNREAD : LINGER_UNSENT), now;
   if (deadline < until) until = deadline;
-  for (size_t total = 0; total < LINGER_BYTES;) {
-    um_op *op = um__op_new(tls->reactor, UM_OP_RECV, fd);
-    if (!op) return;
-    op->address = scrap;
-    op->length = sizeof scrap;
-    int result = um__await(op, until);
-    if (result <= 0) return;
-    total += (size_t)result;
+  for (size_t total = 0; total < LINGER_BYTES && (now = um_now()) < until;) {
+    if (!unread && !queued_in_kernel(fd, SIOCOUTQ)) return;
+    um_time look = now + LINGER_LOOK;
+    int result = receive_scrap(tls, unread || until < look ? until : look);
+    if (result == 0 || (result < 0 && result != -ETIMEDOUT)) return;
+    if (result > 0) total += (size_t)result;
   }
 }
 

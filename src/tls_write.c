@@ -3,8 +3,15 @@
 
 #include <openssl/ssl.h>
 
-/* Encrypted between two looks at the limit: four records. */
-#define PART 65536
+/* Encrypted between two looks at the limit: four records, but never so much that our
+ * reader takes it for answers that the peer does not take (um__tls_output_too_long()). */
+#define PART 65536u
+
+static size_t part_of(const um_tls *tls, size_t length) {
+  size_t most = tls->reactor->config.send_limit / 2;
+  if (most > PART) most = PART;
+  return length < most ? length : most;
+}
 
 static int ssl_write(SSL *ssl, void *buffer, size_t length, size_t *done) {
   return SSL_write_ex(ssl, buffer, length, done);
@@ -24,8 +31,8 @@ static int write_part(um_tls *tls, const char *bytes, size_t length, um_time dea
   if (tls->notified) return -EPIPE;
   int result = wait_for_room(tls, deadline);
   if (result < 0) return result;
-  result = um__ssl_call(tls, ssl_write, (void *)(uintptr_t)bytes, length < PART ? length : PART, count);
-  if (result == UM_WANT_INPUT) return tls->failed = UM_ETLS; /* only renegotiation would ask */
+  result = um__ssl_call(tls, ssl_write, (void *)(uintptr_t)bytes, part_of(tls, length), count);
+  if (result == UM_WANT_INPUT) return um__tls_wait_input(tls, deadline); /* see um__tls_settle() */
   return result > 0 ? 0 : result == 0 ? -EPIPE : result;
 }
 
@@ -109,14 +116,16 @@ int um_tls_flush(um_tls *tls, um_time deadline) {
 
 static int ssl_key_update(SSL *ssl, void *buffer, size_t length, size_t *done) {
   (void)buffer, (void)done;
-  return SSL_key_update(ssl, length ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
+  int result = SSL_key_update(ssl, length ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
+  return result == 1 ? SSL_do_handshake(ssl) : result; /* into the output, before anything else */
 }
 
 int um_tls_key_update(um_tls *tls, int request_peer, um_time deadline) {
   int result = enter_write(tls, deadline);
   if (result < 0) return result;
   bool possible = SSL_version(tls->ssl) >= TLS1_3_VERSION && !tls->notified;
-  result = possible ? um__ssl_call(tls, ssl_key_update, NULL, request_peer != 0, NULL) : UM_ETLS;
+  result = possible ? um__tls_settle(tls, deadline) : UM_ETLS;
+  if (result == 0) result = um__ssl_call(tls, ssl_key_update, NULL, request_peer != 0, NULL);
   leave_write(tls);
   return result > 0 ? 0 : result;
 }

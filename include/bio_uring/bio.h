@@ -13,7 +13,7 @@
  * Threads and fibers. One reader and one writer may use one SSL at the same
  * time; a second reader or writer gets UM_EREENTRANT from
  * BIO_get_uring_error() (OpenSSL cannot be entered twice). A BIO belongs to the
- * reactor whose fiber first used it. OpenSSL's error queue is kept apart for
+ * reactor whose fiber first used it, and is freed before that reactor, on its thread. OpenSSL's error queue is kept apart for
  * each suspended fiber.
  */
 #ifndef BIO_URING_BIO_H
@@ -64,8 +64,9 @@ UM_API BIO *BIO_new_uring_memory(int fd);
 UM_API int BIO_uring_feed(BIO *bio, const void *data, size_t length);
 /* After the bytes fed so far: 0 = end of file, or the negative error that ended it. */
 UM_API void BIO_uring_feed_end(BIO *bio, int reason);
-/* The first contiguous run of ciphertext to send; its length, 0 for none. Valid
- * until the next call on the BIO or its SSL. */
+/* The first contiguous run of ciphertext to send; its length, 0 for none. The bytes
+ * stay where they are until BIO_uring_sent() removes them or the BIO is freed, also
+ * while the SSL writes more behind them. */
 UM_API size_t BIO_uring_output(BIO *bio, const void **data);
 /* Removes so many bytes of it. */
 UM_API void BIO_uring_sent(BIO *bio, size_t length);

@@ -60,6 +60,15 @@ UM_API int um_task_wait(um_time deadline);
 /* The task running on this thread, or NULL. */
 UM_API um_task *um_task_current(void);
 
+/* For runtimes with a global lock: `around` is called in place of every sleep of the
+ * loop in the kernel, on the reactor's thread. It calls sleep(argument), once, with
+ * the lock released, or not at all: then the loop goes on as after a signal. It must
+ * not unwind. um_reactor_stop() ends a sleep from outside. NULL: sleep plainly. */
+UM_API void um_reactor_around_sleep(um_reactor *reactor,
+                                    void (*around)(void (*sleep)(void *argument), void *argument,
+                                                   void *data),
+                                    void *data);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,9 @@
 /* System calls that suspend the fiber instead of blocking the thread.
  *
  * Each is its man-page namesake but for: the result is a negative code instead
- * of -1 and errno; an absolute deadline comes last; SIGPIPE is never raised.
+ * of -1 and errno; an absolute deadline comes last; SIGPIPE is never raised (a
+ * thread that uses um_write() or um_splice() blocks the signal from then on: it
+ * has no flag for them).
  * All need a fiber (UM_ENOTFIBER otherwise) and may return -ETIMEDOUT and
  * -ECANCELED besides what the man page lists. Buffers must stay valid until the
  * call returns, and never longer: an abandoned operation is cancelled and

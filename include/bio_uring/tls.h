@@ -121,7 +121,7 @@ UM_API ssize_t um_tls_writev(um_tls *tls, const struct iovec *iov, int count, um
 /* Waits until the kernel has taken everything written so far. */
 UM_API int um_tls_flush(um_tls *tls, um_time deadline);
 /* Asks for new keys (TLS 1.3). With `request_peer` the peer changes its keys too.
- * The message leaves with the next write. UM_ETLS. */
+ * The message leaves when a fiber next waits. UM_ETLS. */
 UM_API int um_tls_key_update(um_tls *tls, int request_peer, um_time deadline);
 
 /* ---- ending ---- */
@@ -173,9 +173,10 @@ typedef struct um_tls_server_config {
   SSL_CTX *ctx;                    /* referenced */
   um_tls_handler handler;
   void *arg;
-  /* Called once per connection when it ends, whatever the reason, with what the
-   * handler hung on *data; outside TLS, may be NULL. */
-  void (*closed)(void *data, void *arg, int reason);
+  /* Called once per connection when it is about to end, with what the handler hung on
+   * *data and why it ends: 0, or a negative code. The stream is there for looking
+   * (um_tls_error(), um_tls_fd()) and must not be read, written or closed. May be NULL. */
+  void (*closed)(um_tls *tls, void *data, void *arg, int reason);
   unsigned handshake_timeout_ms;   /* 0 = 10,000 */
   unsigned idle_timeout_ms;        /* parked without a byte; 0 = 60,000; UINT_MAX = never */
   unsigned max_connections;        /* accepting stops there, resumes below; 0 = 100,000 */

@@ -29,8 +29,10 @@ struct um_acceptor {
 
 static void arm(um_acceptor *a);
 
+/* Without a caller the next one arms it: it may have been paused meanwhile. */
 static void backed_off(struct um_timer *timer) {
-  arm((um_acceptor *)((char *)timer - offsetof(um_acceptor, retry)));
+  um_acceptor *a = (um_acceptor *)((char *)timer - offsetof(um_acceptor, retry));
+  if (a->waiter) arm(a);
 }
 
 static bool short_of_something(int error) {

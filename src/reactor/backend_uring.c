@@ -8,9 +8,11 @@
 #include <liburing.h>
 #include <linux/futex.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #define BUFFER_GROUP 0
@@ -18,6 +20,7 @@
 typedef struct uring {
   struct io_uring ring;
   unsigned setup_flags;
+  unsigned prepared;     /* the submission queue's tail, for other threads to read */
 
   /* Provided buffers. A buffer is the kernel's until a completion without
    * F_BUF_MORE; it goes back when that was seen and no segment refers to it. */
@@ -33,6 +36,7 @@ typedef struct uring {
   bool registered;       /* the slab arena is */
   int wake_fd;           /* eventfd */
   uint64_t wake_count;   /* what its pending read writes to */
+  int poll_fd, work_fd;  /* epoll and eventfd for somebody else's loop, -1 until asked for */
 } uring;
 
 static uring *state(const um_reactor *r) { return r->backend_state; }
@@ -52,6 +56,7 @@ static struct io_uring_sqe *next_sqe(um_reactor *r) {
     if (u->setup_flags & IORING_SETUP_SQPOLL) io_uring_sqring_wait(&u->ring);
     sqe = io_uring_get_sqe(&u->ring);
   }
+  __atomic_store_n(&u->prepared, u->ring.sq.sqe_tail, __ATOMIC_RELAXED);
   return sqe;
 }
 
@@ -226,9 +231,26 @@ static bool must_enter(um_reactor *r) {
   return io_uring_sq_ready(ring) || (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
 }
 
+typedef struct sleep_call {
+  struct io_uring *ring;
+  um_time left;
+  int result;
+} sleep_call;
+
+static void submit_and_sleep(void *argument) {
+  sleep_call *call = argument;
+  if (call->left == UM_FOREVER) {
+    call->result = io_uring_submit_and_wait(call->ring, 1);
+    return;
+  }
+  struct __kernel_timespec timeout = {call->left / UM_SECOND, call->left % UM_SECOND};
+  struct io_uring_cqe *cqe;
+  call->result = io_uring_submit_and_wait_timeout(call->ring, &cqe, 1, &timeout, NULL);
+}
+
 static int enter_and_wait(um_reactor *r, um_time until) {
   struct io_uring *ring = &state(r)->ring;
-  um_time left = until == UM_FOREVER ? UM_FOREVER : until ? until - um_now() : 0;
+  um_time left = until == UM_FOREVER ? UM_FOREVER : until > 0 ? until - um_now() : 0;
   if (left <= 0 || io_uring_cq_ready(ring)) {
     if (!must_enter(r)) return 0;
     UM_COUNT(r, enters, 1);
@@ -236,26 +258,34 @@ static int enter_and_wait(um_reactor *r, um_time until) {
   }
   UM_COUNT(r, enters, 1);
   UM_COUNT(r, waits, 1);
-  if (left == UM_FOREVER) return io_uring_submit_and_wait(ring, 1);
-  struct __kernel_timespec timeout = {left / UM_SECOND, left % UM_SECOND};
-  struct io_uring_cqe *cqe;
-  return io_uring_submit_and_wait_timeout(ring, &cqe, 1, &timeout, NULL);
+  sleep_call call = {ring, left, -EINTR};
+  if (r->around_sleep) r->around_sleep(submit_and_sleep, &call, r->around_data);
+  else submit_and_sleep(&call);
+  return call.result;
+}
+
+/* Before looking at the ring: what comes later makes it readable again. */
+static void clear_pollable(uring *u) {
+  uint64_t count;
+  if (u->work_fd >= 0 && read(u->work_fd, &count, sizeof count) < 0) return; /* was clear */
 }
 
 /* EBUSY and EAGAIN: the completion queue overflowed or memory is short: reap what
  * is there, the next tick tries again. */
 static int uring_wait(um_reactor *r, um_time until) {
+  uring *u = state(r);
+  clear_pollable(u);
   int result = enter_and_wait(r, until);
   reap(r);
+  if (unlikely(u->work_fd >= 0) && must_enter(r)) eventfd_write(u->work_fd, 1);
   bool passing = result == -ETIME || result == -EINTR || result == -EBUSY || result == -EAGAIN;
   return result < 0 && !passing ? result : 0;
 }
 
 static unsigned uring_unsubmitted(const um_reactor *r) {
-  /* Read by other threads: the tail we own, the head the kernel owns. */
-  const struct io_uring_sq *sq = &state(r)->ring.sq;
-  return __atomic_load_n(&sq->sqe_tail, __ATOMIC_RELAXED) -
-         __atomic_load_n(sq->khead, __ATOMIC_RELAXED);
+  /* Read by other threads; the head is the kernel's. */
+  return __atomic_load_n(&state(r)->prepared, __ATOMIC_RELAXED) -
+         __atomic_load_n(state(r)->ring.sq.khead, __ATOMIC_RELAXED);
 }
 
 /* ---- wake-ups ---- */
@@ -289,24 +319,67 @@ static int write_wake(int fd) {
   return result;
 }
 
+static int send_message(um_reactor *from, int ring_fd);
+
+/* A ring that has not started, or whose completion queue is full, looks at its posts before
+ * it sleeps; one that is closed has none. */
 static void message_done(um_op *op, const um_completion *completion) {
-  if (completion->result < 0) write_wake(op->fd2);
+  int ring_fd = op->fd;
   um__op_release(op);
+  if (completion->result == -ENOMEM || completion->result == -EAGAIN)
+    send_message(op->reactor, ring_fd);
+}
+
+static int send_message(um_reactor *from, int ring_fd) {
+  um_op *op = um__op_new(from, UM_OP_MSG_RING, ring_fd);
+  if (!op) return -ENOMEM;
+  op->offset = UM_USER_DATA_NONE;
+  op->done = message_done;
+  return um__op_submit(op);
 }
 
 /* From a fiber of another ring the message leaves with that ring's next submission:
- * no system call of its own. */
+ * no system call of its own. Outside its fibers no submission may follow. */
 static int uring_wake(um_reactor *r, um_reactor *from) {
-  bool message = from && from->backend == r->backend && from->supported >> UM_OP_MSG_RING & 1;
-  um_op *op = message ? um__op_new(from, UM_OP_MSG_RING, state(r)->ring.ring_fd) : NULL;
-  if (!op) return write_wake(state(r)->wake_fd);
-  op->offset = UM_USER_DATA_NONE;
-  op->fd2 = state(r)->wake_fd;
-  op->done = message_done;
-  return um__op_submit(op) < 0 ? write_wake(state(r)->wake_fd) : 0;
+  bool message = from && from->current && from->backend == r->backend &&
+                 from->supported >> UM_OP_MSG_RING & 1;
+  if (message && send_message(from, state(r)->ring.ring_fd) == 0) return 0;
+  return write_wake(state(r)->wake_fd);
 }
 
-static int uring_pollable(um_reactor *r) { return state(r)->ring.ring_fd; }
+/* Under DEFER_TASKRUN the ring's own descriptor wakes no poller: completions are not made
+ * before we enter (seen on 6.18). A registered eventfd is told of work to do, but not
+ * reliably when another eventfd caused it: so wake_fd is polled itself, beside it. */
+static int watch(int poll_fd, int fd) {
+  struct epoll_event event = {.events = EPOLLIN};
+  return epoll_ctl(poll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+/* It starts readable, for what was there before. */
+static int open_pollable(uring *u) {
+  u->work_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+  u->poll_fd = epoll_create1(EPOLL_CLOEXEC);
+  if (u->work_fd < 0 || u->poll_fd < 0) return -errno;
+  int result = io_uring_register_eventfd(&u->ring, u->work_fd);
+  if (result == 0) result = watch(u->poll_fd, u->work_fd);
+  return result < 0 ? result : watch(u->poll_fd, u->wake_fd);
+}
+
+static void close_pollable(uring *u) {
+  if (u->work_fd >= 0) close(u->work_fd);
+  if (u->poll_fd >= 0) close(u->poll_fd);
+  u->work_fd = u->poll_fd = -1;
+}
+
+static int uring_pollable(um_reactor *r) {
+  uring *u = state(r);
+  if (u->poll_fd >= 0) return u->poll_fd;
+  int result = open_pollable(u);
+  if (result == 0) return u->poll_fd;
+  io_uring_unregister_eventfd(&u->ring);
+  close_pollable(u);
+  return result;
+}
 
 /* ---- life ---- */
 
@@ -315,6 +388,7 @@ static int uring_start(um_reactor *r) {
   if (u->setup_flags & IORING_SETUP_R_DISABLED) {
     int result = io_uring_enable_rings(&u->ring);
     if (result < 0) return result;
+    u->setup_flags &= ~IORING_SETUP_R_DISABLED; /* start() may be tried again */
   }
   return arm_wake(r);
 }
@@ -322,9 +396,14 @@ static int uring_start(um_reactor *r) {
 static void uring_close(um_reactor *r) {
   uring *u = state(r);
   if (!u) return;
-  if (u->ring.ring_fd >= 0) io_uring_queue_exit(&u->ring);
+  /* A forked child has the descriptor, but not the memory (io_uring_ring_dontfork). */
+  if (u->ring.ring_fd >= 0 && um__reactor_forked(r)) close(u->ring.ring_fd);
+  else if (u->ring.ring_fd >= 0) io_uring_queue_exit(&u->ring);
+  /* Not io_uring_free_buf_ring(): in a forked child that would speak to the parent's ring. */
+  if (u->buffer_ring) munmap(u->buffer_ring, r->config.buffer_count * sizeof(struct io_uring_buf));
   if (u->buffers) munmap(u->buffers, u->buffers_size);
   if (u->wake_fd >= 0) close(u->wake_fd);
+  close_pollable(u);
   um__free(u->buffer_states);
   um__free(u);
   r->backend_state = NULL;
@@ -367,6 +446,16 @@ static int set_up_ring(um_reactor *r) {
   return result;
 }
 
+/* The kernel gives the locked memory of a closed ring back late (liburing #157). */
+static int set_up_ring_patiently(um_reactor *r) {
+  int result = set_up_ring(r);
+  for (long ms = 1; result == -ENOMEM && ms <= 64; ms *= 2) {
+    nanosleep(&(struct timespec){.tv_nsec = ms * UM_MS}, NULL);
+    result = set_up_ring(r);
+  }
+  return result;
+}
+
 static int set_up_buffers(um_reactor *r, const um_uring_features *features) {
   uring *u = state(r);
   unsigned count = r->config.buffer_count;
@@ -398,7 +487,7 @@ static void register_slabs(um_reactor *r) {
 static int open_parts(um_reactor *r, um_error *error) {
   uring *u = state(r);
   const um_uring_features *features = um__uring_features();
-  int result = set_up_ring(r);
+  int result = set_up_ring_patiently(r);
   if (result < 0) return um__uring_refused(error, result);
   um__uring_supported(&u->ring, &r->supported);
   result = set_up_buffers(r, features);
@@ -417,7 +506,7 @@ static int open_parts(um_reactor *r, um_error *error) {
 int um__uring_open(um_reactor *r, um_error *error) {
   uring *u = um__alloc(sizeof *u);
   if (!u) return um__fail(error, -ENOMEM, "no memory for the io_uring backend");
-  u->ring.ring_fd = -1;
+  u->ring.ring_fd = u->poll_fd = u->work_fd = -1;
   r->backend = &uring_backend;
   r->backend_state = u;
   u->wake_fd = eventfd(0, EFD_CLOEXEC);

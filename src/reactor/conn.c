@@ -158,6 +158,7 @@ void um__conn_dirty(um_conn *conn) {
 
 int um__conn_put(um_conn *conn, const void *data, size_t length) {
   if (conn->output_error) return conn->output_error;
+  if (conn->output_over) return 0;
   while (length) {
     size_t part = length < UM_SLAB_LARGE ? length : UM_SLAB_LARGE;
     um_slab *slab = output_slab(conn, part);
@@ -165,6 +166,7 @@ int um__conn_put(um_conn *conn, const void *data, size_t length) {
     memcpy(slab->data + slab->end, data, part);
     slab->end += (uint32_t)part;
     conn->output += part;
+    conn->queued += part;
     data = (const char *)data + part;
     length -= part;
   }
@@ -189,6 +191,7 @@ static void drop_slab(um_conn *conn) {
 
 void um__conn_output_sent(um_conn *conn, size_t length) {
   um_slab *slab = conn->output_first;
+  if (!length) return;
   slab->start += (uint32_t)length;
   conn->output -= length;
   if (slab->start == slab->end) drop_slab(conn);
@@ -205,6 +208,7 @@ void um__conn_discard_output(um_conn *conn) {
 void um__conn_rehouse_output(um_conn *conn) {
   um_slab *old = conn->output_first;
   conn->output_first = conn->output_last = NULL;
+  conn->queued -= conn->output;
   conn->output = 0;
   for (um_slab *next; old; old = next) {
     next = old->next;

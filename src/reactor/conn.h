@@ -35,7 +35,9 @@ typedef struct um_conn {
   /* Sending. The first slab's [start, sending_end) is with the kernel. */
   um_slab *output_first, *output_last;
   size_t output;
+  uint64_t queued;     /* bytes of output there ever were */
   int output_error;    /* latched; output is dropped from then on */
+  bool output_over;    /* close_notify was the last: answers to KeyUpdates go nowhere */
   um_op *send;
   uint32_t sending_end;
   um_waitq drained;    /* writers above the limit, flushers */
@@ -82,16 +84,17 @@ void um__conn_attach(um_conn *conn, um_reactor *reactor);
 int um__conn_arm(um_conn *conn);
 /* Waits in a task until bytes are there or reading has ended. */
 int um__conn_wait_readable(um_conn *conn, um_time deadline);
-/* Waits until at most `limit` bytes of output are queued. 0, the latched error, or
- * why it was not waited for. */
+/* Waits until all but the last `limit` bytes of what is queued now have left, whatever
+ * is queued meanwhile. 0, the latched error, or why it was not waited for. */
 int um__conn_wait_output(um_conn *conn, size_t limit, um_time deadline);
 /* Cancels and drains the receive; bytes that still came are queued. In a task, or
  * outside any while the reactor is not running. */
 void um__conn_disarm(um_conn *conn);
 /* Lets readers and writers go with UM_ECLOSED; nothing new starts. */
 void um__conn_close_soon(um_conn *conn);
-/* Leaves the reactor with nothing armed or in flight; the queues stay. */
-void um__conn_detach(um_conn *conn);
+/* Leaves the reactor with nothing armed or in flight; the queues stay. -ENOMEM: it
+ * has not left. */
+int um__conn_detach(um_conn *conn);
 /* Sends what is queued until the deadline, then cancels and drains everything; the
  * descriptor is free to be closed afterwards. 0, or why output was lost. */
 int um__conn_close(um_conn *conn, um_time deadline);

@@ -52,7 +52,9 @@ static void receive_done(um_op *op, const um_completion *completion) {
   um_conn *conn = op->owner;
   um_reactor *r = conn->reactor;
   if (!completion->more) receive_over(conn, op);
-  if (completion->result > 0) {
+  if (completion->result > 0 && conn->received_end) {
+    r->backend->recycle(r, completion->buffer); /* what was before it is lost: a gap */
+  } else if (completion->result > 0) {
     UM_COUNT(r, received_bytes, completion->result);
     um__conn_received(conn, completion);
     if (completion->more && conn->received >= r->config.receive_limit) um__op_cancel(op);
@@ -222,11 +224,17 @@ void um__conns_flush(um_reactor *r) {
   }
 }
 
+/* Nothing is left of the output's first `end` bytes; after an error nothing at all. */
+static bool has_left(const um_conn *conn, uint64_t end) {
+  return conn->queued - conn->output >= end || conn->output_error;
+}
+
 static int wait_drained(um_conn *conn, size_t limit, um_time deadline, bool closer) {
-  while (conn->output > limit && !conn->output_error) {
+  uint64_t end = conn->queued < limit ? 0 : conn->queued - limit;
+  while (!has_left(conn, end)) {
     if (conn->closing && !closer) return UM_ECLOSED;
     int result = um__waitq_wait(&conn->drained, deadline);
-    if (result < 0 && conn->output > limit && !conn->output_error) return result;
+    if (result < 0 && !has_left(conn, end)) return result;
     if (result == -ECANCELED) um__task()->cancel_pending = 1;
   }
   return conn->output_error;
@@ -270,14 +278,19 @@ static void stop_sending(um_conn *conn) {
   conn->is_dirty = false;
 }
 
-void um__conn_detach(um_conn *conn) {
-  if (!conn->reactor) return;
+int um__conn_detach(um_conn *conn) {
+  if (!conn->reactor) return 0;
   um__conn_disarm(conn);
+  if (conn->send) um__op_cancel(conn->send); /* the peer may never take the rest */
   stop_sending(conn);
-  um__conn_copy_out(conn);
+  if (!um__conn_copy_out(conn)) {
+    if (conn->output) um__conn_dirty(conn);
+    return -ENOMEM;
+  }
   conn->reactor = NULL;
   conn->slabs = NULL;
   um__conn_rehouse_output(conn);
+  return 0;
 }
 
 static int flush_output(um_conn *conn, um_time deadline) {

@@ -160,7 +160,7 @@ static um_fiber *fiber_new(um_reactor *r, size_t stack_size) {
 
 static int check_spawn(um_reactor *r, const um_fiber_options *options) {
   if (!r) return UM_ENOTFIBER;
-  int result = r->owned ? um__reactor_check(r) : 0;
+  int result = um__reactor_check(r);
   unsigned size = options ? options->stack_size : 0;
   if (size && (size < 16384 || size % 4096 || size > 64u << 20)) return UM_ECONFIG;
   return result;

@@ -42,7 +42,8 @@ static bool again(int *result, int fd, unsigned events, int flags, um_time deadl
 }
 
 ssize_t um_recv(int fd, void *buffer, size_t length, int flags, um_time deadline) {
-  if (!length) return 0; /* a receive without a buffer would take a provided one */
+  if (!length) return 0;
+  if (!buffer) return -EFAULT; /* the operation would take a provided buffer */
   int result;
   do result = transfer(UM_OP_RECV, fd, buffer, length, flags, deadline);
   while (again(&result, fd, POLLIN, flags, deadline));
@@ -126,6 +127,17 @@ ssize_t um_recvmsg(int fd, struct msghdr *message, int flags, um_time deadline) 
 
 /* ---- files ---- */
 
+/* write(2) and splice(2) know no MSG_NOSIGNAL: a thread blocks SIGPIPE from its first
+ * of them on. */
+static void block_sigpipe(void) {
+  static _Thread_local bool blocked;
+  if (likely(blocked)) return;
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGPIPE);
+  blocked = pthread_sigmask(SIG_BLOCK, &set, NULL) == 0;
+}
+
 static int at_offset(enum um_op_code code, int fd, const void *address, size_t length,
                      int64_t offset, um_time deadline) {
   int error;
@@ -147,6 +159,7 @@ ssize_t um_read(int fd, void *buffer, size_t length, int64_t offset, um_time dea
 ssize_t um_write(int fd, const void *buffer, size_t length, int64_t offset, um_time deadline) {
   size_t done = 0;
   int result;
+  if (um__task()) block_sigpipe();
   do {
     result = at_offset(UM_OP_WRITE, fd, (const char *)buffer + done, length - done,
                        offset < 0 ? -1 : offset + (int64_t)done, deadline);
@@ -170,6 +183,7 @@ ssize_t um_splice(int from, int64_t from_offset, int to, int64_t to_offset, size
   int error;
   um_op *op = prepare(UM_OP_SPLICE, to, &error);
   if (!op) return error;
+  block_sigpipe();
   op->fd2 = from;
   op->offset2 = (uint64_t)from_offset;
   op->offset = (uint64_t)to_offset;

@@ -28,6 +28,8 @@ static int add_chunk(um_reactor *r) {
   return 0;
 }
 
+int um__ops_reserve(um_reactor *r) { return r->op_free ? 0 : add_chunk(r); }
+
 um_op *um__op_new(um_reactor *r, enum um_op_code code, int fd) {
   if (!r->op_free && add_chunk(r) < 0) return NULL;
   um_op *op = r->op_free;

@@ -69,6 +69,8 @@ struct um_op {
   um_op *next_free;
 };
 
+/* Room for a first operation. 0 or -ENOMEM. */
+int um__ops_reserve(um_reactor *reactor);
 /* A fresh operation, or NULL without memory. `done` runs for each completion; when
  * it is NULL the operation is awaited by the current task with um__await(). */
 um_op *um__op_new(um_reactor *reactor, enum um_op_code code, int fd);

@@ -17,7 +17,9 @@ static void push(um_reactor *r, um_post_node *node) {
                                                 memory_order_relaxed));
 }
 
+/* A forked child shares the parent's descriptors: it must not wake the parent. */
 static void wake(um_reactor *r, um_reactor *from) {
+  if (um__reactor_forked(r)) return;
   if (!atomic_exchange(&r->posts.wake_pending, true)) r->backend->wake(r, from);
 }
 
@@ -41,6 +43,7 @@ void um_post_node_push(um_reactor *r, um_post_node *node) {
 }
 
 int um_post(um_reactor *r, um_post_fn fn, void *arg) {
+  if (um__reactor_forked(r)) return UM_EFORKED;
   if (atomic_load(&r->posts.closing)) return UM_ECLOSED;
   um_post_node *node = um__alloc_raw(sizeof *node);
   if (!node) return -ENOMEM;

@@ -29,8 +29,10 @@ um_reactor *um__reactor(void) { return thread_reactor; }
 
 um_reactor *um_reactor_current(void) { return thread_reactor; }
 
+bool um__reactor_forked(const um_reactor *r) { return r->fork_generation != fork_generation; }
+
 int um__reactor_check(const um_reactor *r) {
-  if (r->fork_generation != fork_generation) return UM_EFORKED;
+  if (um__reactor_forked(r)) return UM_EFORKED;
   return r->owned && !pthread_equal(r->owner, pthread_self()) ? UM_EWRONGTHREAD : 0;
 }
 
@@ -106,7 +108,7 @@ static void reactor_free(um_reactor *r) {
 static int allocate_parts(um_reactor *r) {
   r->stacks = um__stack_pool_new();
   r->slabs = um__slab_pool_new();
-  if (!r->stacks || !r->slabs) return -ENOMEM;
+  if (!r->stacks || !r->slabs || um__ops_reserve(r) < 0) return -ENOMEM;
   r->shared_stack = um__stack_take(r->stacks, SHARED_STACK_SIZE);
   return r->shared_stack ? 0 : -ENOMEM;
 }
@@ -140,7 +142,7 @@ int um_reactor_destroy(um_reactor *r) {
   if (!r) return 0;
   int check = um__reactor_check(r);
   if (check == UM_EWRONGTHREAD) return check;
-  if (r->tasks && check == 0) return -EBUSY;
+  if ((r->tasks || r->running) && check == 0) return -EBUSY;
   atomic_store(&r->posts.closing, true);
   if (check == 0) um__posts_leave(r); /* a fork's child has no such threads */
   um__posts_discard(r);
@@ -154,7 +156,7 @@ void um_reactor_metrics(const um_reactor *r, um_metrics *out) {
   uint64_t *to = (uint64_t *)out;
   for (size_t i = 0; i < sizeof *out / sizeof *to; i++)
     to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
-  out->unsubmitted = r->backend->unsubmitted(r);
+  if (!um__reactor_forked(r)) out->unsubmitted = r->backend->unsubmitted(r);
 }
 
 const char *um_reactor_backend(const um_reactor *r) { return r->backend->name; }
@@ -177,6 +179,7 @@ static void settle(um_reactor *r) {
 static int tick(um_reactor *r, um_time until) {
   UM_COUNT(r, ticks, 1);
   um__tasks_run(r);
+  if (unlikely(um__reactor_forked(r))) return UM_EFORKED;
   settle(r);
   bool done = r->tasks == 0 || atomic_load_explicit(&r->posts.stop, memory_order_relaxed);
   if (done || runnable(r)) until = 0;
@@ -252,6 +255,15 @@ static int arm_step_timer(um_reactor *r) {
   return result;
 }
 
+/* Whether something is left that the descriptor would not tell of: completions may have
+ * asked for more, and the kernel's timeout may be over already. */
+static bool left_to_do(um_reactor *r) {
+  um_time next = um__timers_next(r);
+  bool timed = next == UM_FOREVER || (r->step_timer && r->step_timer_at <= next);
+  bool starved = r->starved.tqh_first && r->metrics.buffers_used < r->config.buffer_count;
+  return !timed || starved || r->dirty.tqh_first || r->backend->unsubmitted(r) || runnable(r);
+}
+
 int um_reactor_step(um_reactor *r) {
   int result = enter(r);
   if (result < 0) return result;
@@ -259,9 +271,10 @@ int um_reactor_step(um_reactor *r) {
   result = tick(r, 0);
   int state = r->tasks == 0 ? UM_STEP_DONE : runnable(r) ? UM_STEP_RUNNABLE : UM_STEP_IDLE;
   if (result == 0 && state == UM_STEP_IDLE) {
+    settle(r);
     result = arm_step_timer(r);
-    if (result == 0) result = r->backend->wait(r, 0); /* hand the timeout over */
-    if (runnable(r)) state = UM_STEP_RUNNABLE;
+    if (result == 0) result = r->backend->wait(r, 0); /* hand both over */
+    if (left_to_do(r)) state = UM_STEP_RUNNABLE;
   }
   leave(r);
   return result < 0 ? result : state;
@@ -274,7 +287,10 @@ void um_reactor_around_sleep(um_reactor *r,
   r->around_data = data;
 }
 
-int um_reactor_fd(um_reactor *r) { return r->backend->pollable(r); }
+int um_reactor_fd(um_reactor *r) {
+  int result = um__reactor_check(r);
+  return result < 0 ? result : r->backend->pollable(r);
+}
 
 typedef struct main_call {
   int (*main)(void *);
@@ -291,6 +307,7 @@ static int run_main(void *argument) {
 int um_run(int (*main)(void *arg), void *arg) {
   um_reactor *r;
   um_error error;
+  if (thread_reactor) return UM_EREENTRANT;
   int result = um_reactor_create(&r, NULL, &error);
   if (result < 0) return result;
   main_call call = {main, arg, 0};

@@ -86,6 +86,7 @@ struct um_reactor {
 um_reactor *um__reactor(void); /* this thread's, running; or NULL */
 /* 0, UM_EFORKED or UM_EWRONGTHREAD. */
 int um__reactor_check(const um_reactor *reactor);
+bool um__reactor_forked(const um_reactor *reactor); /* from any thread */
 
 /* ---- tasks (task.c) ---- */
 void um__task_queue_push(um_task_queue *queue, um_task *task);

@@ -190,8 +190,9 @@ void um_event_set(um_event *event) {
 
 void um_event_reset(um_event *event) { __atomic_store_n(&event->set, 0, __ATOMIC_RELEASE); }
 
+/* Under the lock even when it is set: whoever sets it is through with it then, and the
+ * caller may let it go. */
 int um_event_wait(um_event *event, um_time deadline) {
-  if (__atomic_load_n(&event->set, __ATOMIC_ACQUIRE)) return 0;
   um__waitlist_lock(&event->waiters);
   if (__atomic_load_n(&event->set, __ATOMIC_ACQUIRE)) {
     um__waitlist_unlock(&event->waiters);

@@ -30,8 +30,8 @@ static void task_timeout(struct um_timer *timer) {
 }
 
 int um_task_register(um_task *task, um_reactor *reactor, um_host *host) {
-  if (reactor->owned && um__reactor_check(reactor)) return UM_EWRONGTHREAD;
-  int result = um__timer_reserve(reactor);
+  int result = um__reactor_check(reactor);
+  if (result == 0) result = um__timer_reserve(reactor);
   if (result < 0) return result;
   *task = (um_task){.reactor = reactor, .host = host, .state = UM_TASK_NEW};
   task->timer = (struct um_timer){.deadline = UM_FOREVER, .fire = task_timeout};
@@ -142,5 +142,6 @@ void um__tasks_run(um_reactor *r) {
     um_task *task = um__task_queue_pop(&r->ready);
     if (!task) break;
     resume(r, task);
+    if (unlikely(um__reactor_forked(r))) break; /* the others are the parent's to run */
   }
 }

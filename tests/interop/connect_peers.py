@@ -236,6 +236,14 @@ class Nginx(Client):
         self.assertIn(b"ALPN: http/1.1,", err)
 
     @both_versions
+    def test_input_that_ends(self, version):
+        """As when a request is piped in: nginx must not see our side close."""
+        done = self.connect(self.port, "--keep-open", "--max-tls", version,
+                            stdin=b"GET /hello.txt HTTP/1.0\r\n\r\n")
+        self.assertEqual(done.code, 0, done)
+        self.assertTrue(done.out.endswith(b"hello\n"), done.out)
+
+    @both_versions
     def test_mutual(self, version):
         out, _ = self.get(b"/hello.txt", self.mutual_port, version, *self.certificate("client"))
         self.assertTrue(out.endswith(b"hello\n"), out)

@@ -21,7 +21,7 @@ typedef struct connection {
   client_options client;
   const char *session_file;
   int64_t timeout, idle_timeout; /* ms; idle_timeout < 0: none */
-  bool verbose;
+  bool verbose, keep_open;
   host_port peer;
   SSL_CTX *ctx;
   SSL_SESSION *session;
@@ -56,7 +56,8 @@ static void say_connection(connection *c) {
 
 /* ---- the two directions ---- */
 
-/* Standard input to the peer; its end is sent as ours (close_notify, FIN). */
+/* Standard input to the peer; its end is sent as ours (close_notify, FIN), which some
+ * servers take for the end of everything. */
 static int send_input(void *arg) {
   connection *c = arg;
   ssize_t n;
@@ -65,7 +66,8 @@ static int send_input(void *arg) {
     if (sent != n) return sent < 0 ? (int)sent : -EPIPE; /* the reading side meets the reason */
   }
   if (n < 0 && n != -ECANCELED) c->input_error = (int)n;
-  return n == -ECANCELED ? (int)n : um_tls_shutdown(c->tls, UM_FOREVER);
+  if (n == -ECANCELED || c->keep_open) return (int)n;
+  return um_tls_shutdown(c->tls, UM_FOREVER);
 }
 
 /* The peer to standard output, until its close_notify. */
@@ -139,6 +141,8 @@ static int parse(connection *c, int argc, char **argv) {
      &c->timeout, 0},
     {"idle-timeout", "SECONDS", "give up when nothing arrives for so long\n(default: never)",
      OPTION_SECONDS, &c->idle_timeout, 0},
+    {"keep-open", NULL, "do not close our side at the end of standard input:\n"
+     "for servers that give up when it is closed (nginx)", OPTION_FLAG, &c->keep_open, 0},
     {"verbose", NULL, "say what was agreed, on standard error", OPTION_FLAG, &c->verbose, 0},
     {NULL, NULL, NULL, OPTION_FLAG, NULL, 0},
   };

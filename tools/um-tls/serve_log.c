@@ -1,6 +1,9 @@
 #include "serve_log.h"
 
+#include "address.h"
 #include "say.h"
+
+#include <string.h>
 
 #define LINES_A_SECOND 5
 
@@ -19,15 +22,18 @@ static bool is_usual(int reason, bool served) {
   return reason == -ECANCELED || reason == UM_ECLOSED || (reason == -ETIMEDOUT && served);
 }
 
-static const char *words_for(int reason) {
-  if (reason == UM_ETLS) return "TLS: nothing in common, an alert of the peer, or no TLS at all";
-  return um_strerror(reason);
+/* OpenSSL's words where there are any; they begin with "client: ". */
+static const char *words_for(um_tls *tls, int reason) {
+  const char *words = um_tls_error(tls), *colon = strstr(words, ": ");
+  return colon ? colon + 2 : um_strerror(reason);
 }
 
-void serve_log_end(serve_log *log, int reason, bool served) {
+void serve_log_end(serve_log *log, um_tls *tls, int reason, bool served) {
+  char peer[160];
   if (reason >= 0 || (!log->verbose && is_usual(reason, served)) || !has_room(log)) return;
-  if (served) say("a connection failed: %s", words_for(reason));
-  else if (reason == -ETIMEDOUT) say("a connection was cut: no handshake or first request in time");
-  else if (reason == UM_ETRUNCATED) say("a peer went away before its handshake or first request");
-  else say("a connection failed before its first request: %s", words_for(reason));
+  address_of_socket(um_tls_fd(tls), ADDRESS_PEER, peer, sizeof peer);
+  if (served) say("%s: connection failed: %s", peer, words_for(tls, reason));
+  else if (reason == -ETIMEDOUT) say("%s: cut: no handshake or first request in time", peer);
+  else if (reason == UM_ETRUNCATED) say("%s: went away before its handshake or first request", peer);
+  else say("%s: failed before its first request: %s", peer, words_for(tls, reason));
 }

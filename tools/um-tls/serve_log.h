@@ -3,7 +3,7 @@
 #ifndef UM_TLS_SERVE_LOG_H
 #define UM_TLS_SERVE_LOG_H
 
-#include <bio_uring/base.h>
+#include <bio_uring/tls.h>
 #include <stdbool.h>
 
 /* One a reactor. */
@@ -14,6 +14,6 @@ typedef struct serve_log {
 } serve_log;
 
 /* A connection ended with `reason`, before or after its handler first ran. */
-void serve_log_end(serve_log *log, int reason, bool served);
+void serve_log_end(serve_log *log, um_tls *tls, int reason, bool served);
 
 #endif

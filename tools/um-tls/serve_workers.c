@@ -91,9 +91,9 @@ void serve_workers_destroy(server *s) {
 
 /* ---- a worker's life ---- */
 
-static void connection_closed(void *data, void *arg, int reason) {
+static void connection_closed(um_tls *tls, void *data, void *arg, int reason) {
   serve_worker *w = arg;
-  serve_log_end(&w->log, reason, data != NULL);
+  serve_log_end(&w->log, tls, reason, data != NULL);
 }
 
 static int handle_http(um_tls *tls, void **data, void *arg) {

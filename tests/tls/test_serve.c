@@ -1,0 +1,546 @@
+/* um_tls_serve(): parked connections, limits, timeouts and stopping, driven by plain
+ * OpenSSL clients in threads. */
+#include "support.h"
+
+#include "reactor/alloc.h"
+
+#include <poll.h>
+
+SUITE(serve);
+
+typedef struct server {
+  um_tls_server_config config;
+  um_tls_listener *listener;
+  SSL_CTX *ours, *theirs;
+  char port[8];
+  int fd;
+  int calls, ended, reason;
+  void *data;          /* what closed() was given last */
+  fiber_fn test;
+  unsigned stop_after; /* ms; deadline of the stop */
+  int stop_result;
+} server;
+
+static um_reactor_config reactor_config;
+static server *now; /* one at a time; handlers find it here, too */
+
+static void closed(um_tls *tls, void *data, void *argument, int reason) {
+  server *s = argument;
+  CHECK(um_tls_fd(tls) >= 0);
+  s->ended++;
+  s->data = data;
+  s->reason = reason;
+}
+
+static int echoes(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[4096];
+  s->calls++;
+  *data = s;
+  ssize_t n = um_tls_read(tls, bytes, sizeof bytes, UM_FOREVER);
+  if (n <= 0) return (int)n;
+  n = um_tls_write(tls, bytes, (size_t)n, UM_FOREVER);
+  return n < 0 ? (int)n : UM_TLS_PARK;
+}
+
+static int run_server(void *argument) {
+  server *s = argument;
+  now = s;
+  s->fd = listener(s->port);
+  s->ours = um_server_ctx("server", 0);
+  s->theirs = plain_client_ctx(0);
+  s->config.ctx = s->ours;
+  s->config.arg = s;
+  s->config.closed = closed;
+  if (!s->config.handler) s->config.handler = echoes;
+  CHECK_EQ(um_tls_serve(&s->listener, s->fd, &s->config), 0);
+  SSL_CTX_free(s->ours); /* it holds its own reference */
+  int result = s->test(s);
+  s->stop_result = um_tls_listener_stop(s->listener, um_after(s->stop_after ? s->stop_after : 5000));
+  close(s->fd);
+  SSL_CTX_free(s->theirs);
+  return result;
+}
+
+static server serve(um_tls_server_config config, fiber_fn test) {
+  server s = {.config = config, .test = test};
+  CHECK_EQ(run_fibers_with(&reactor_config, run_server, &s), 0);
+  return s;
+}
+
+static um_tls_listener_stats stats(void) {
+  um_tls_listener_stats s;
+  um_tls_listener_stats_get(now->listener, &s);
+  return s;
+}
+
+static uint64_t fibers(void) {
+  um_metrics m;
+  um_reactor_metrics(um_reactor_current(), &m);
+  return m.fibers;
+}
+
+/* Waits until the condition holds; the watchdog is there for when it never does. */
+#define UNTIL(condition) \
+  while (!(condition)) CHECK_EQ(um_fiber_sleep(um_after(1)), 0)
+
+static void client(peer *p, void (*script)(peer *), void *argument) {
+  peer_start(p, dial(now->port), now->theirs, false, script, argument);
+}
+
+/* ---- parking ---- */
+
+static void says_something_twice(peer *p) {
+  char bytes[5];
+  volatile int *step = p->argument;
+  peer_shake(p);
+  for (int i = 0; i < 2; i++) {
+    peer_write(p, "hello", 5);
+    peer_read(p, bytes, 5);
+    p->count++;
+    while (*step <= i) usleep(200);
+  }
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+#define PARKED 20
+
+static int parks(void *argument) {
+  server *s = argument;
+  peer peers[PARKED];
+  volatile int step = 0;
+  uint64_t before = fibers();
+  for (int i = 0; i < PARKED; i++) client(&peers[i], says_something_twice, (void *)&step);
+  for (int i = 0; i < 2; i++) {
+    UNTIL(s->calls >= PARKED * (i + 1) && stats().parked == PARKED);
+    CHECK_EQ(fibers(), before); /* nobody's fiber is there */
+    CHECK_EQ(stats().open, PARKED);
+    step = i + 1;
+  }
+  for (int i = 0; i < PARKED; i++) peer_join(&peers[i]);
+  UNTIL(s->ended == PARKED);
+  CHECK_EQ(stats().handshakes, PARKED);
+  CHECK_EQ(stats().accepted, PARKED);
+  CHECK_EQ(stats().failed, 0);
+  CHECK_EQ(stats().open, 0);
+  CHECK_EQ(stats().parked, 0);
+  CHECK_EQ(s->reason, 0);
+  CHECK(s->data == s);
+  return 0;
+}
+Test(serve, parked_connections_hold_no_fiber) {
+  server s = serve((um_tls_server_config){0}, parks);
+  CHECK_EQ(s.stop_result, 0);
+  CHECK_EQ(s.calls, 2 * PARKED); /* tickets, handshakes and close_notify are not data */
+}
+
+/* A handler may look at half a message and park until there is more. */
+static int wants_ten(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[10];
+  (void)data;
+  s->calls++;
+  ssize_t n = um_tls_read_exact(tls, bytes, 10, 0);
+  if (n == -ETIMEDOUT) return UM_TLS_PARK;
+  if (n <= 0) return (int)n;
+  n = um_tls_write(tls, bytes, 10, UM_FOREVER);
+  return n < 0 ? (int)n : UM_TLS_PARK;
+}
+
+static void says_it_in_pieces(peer *p) {
+  char bytes[20];
+  peer_shake(p);
+  for (int i = 0; i < 20; i++) {
+    peer_write(p, &"0123456789"[i % 10], 1);
+    usleep(3000);
+  }
+  peer_read(p, bytes, 20);
+  CHECK(!memcmp(bytes, "01234567890123456789", 20));
+  peer_write(p, "0123456789abcdefghij", 20); /* two at once */
+  peer_read(p, bytes, 20);
+  CHECK(!memcmp(bytes, "0123456789abcdefghij", 20));
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int half_messages(void *argument) {
+  server *s = argument;
+  peer p;
+  client(&p, says_it_in_pieces, NULL);
+  peer_join(&p);
+  UNTIL(s->ended == 1);
+  CHECK_EQ(s->reason, 0);
+  CHECK(s->calls <= 60); /* not again and again while nothing comes */
+  return 0;
+}
+Test(serve, half_a_message_parks) { serve((um_tls_server_config){.handler = wants_ten}, half_messages); }
+
+/* ---- greeting ---- */
+
+static int greets(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  if (s->calls++ == 0 || !*data) {
+    *data = s;
+    CHECK_EQ(um_tls_write(tls, "welcome", 7, UM_FOREVER), 7);
+    return UM_TLS_PARK;
+  }
+  return UM_TLS_CLOSE;
+}
+
+static void waits_to_be_greeted(peer *p) {
+  char bytes[7];
+  peer_shake(p);
+  peer_read(p, bytes, 7);
+  CHECK(!memcmp(bytes, "welcome", 7));
+  peer_write(p, "x", 1);
+  peer_drain(p);
+}
+
+static int greeting(void *argument) {
+  server *s = argument;
+  peer p;
+  client(&p, waits_to_be_greeted, NULL);
+  peer_join(&p);
+  UNTIL(s->ended == 1);
+  CHECK_EQ(s->calls, 2);
+  return 0;
+}
+Test(serve, greets) { serve((um_tls_server_config){.handler = greets, .flags = UM_TLS_GREET}, greeting); }
+
+/* ---- limits ---- */
+
+static int cap(void *argument) {
+  server *s = argument;
+  peer peers[6];
+  volatile int step = 0;
+  for (int i = 0; i < 6; i++) client(&peers[i], says_something_twice, (void *)&step);
+  UNTIL(stats().open == 2 && s->calls == 2);
+  um_fiber_sleep(um_after(30));
+  CHECK_EQ(stats().accepted, 2);
+  CHECK_EQ(s->calls, 2);
+  step = 2;
+  for (int i = 0; i < 6; i++) peer_join(&peers[i]);
+  UNTIL(s->ended == 6);
+  CHECK_EQ(stats().accepted, 6);
+  return 0;
+}
+Test(serve, accepting_stops_at_the_cap) { serve((um_tls_server_config){.max_connections = 2}, cap); }
+
+static int half_a_hello(void *argument) {
+  server *s = argument;
+  int silent = dial(s->port), half = dial(s->port);
+  char byte;
+  CHECK_EQ(send(half, "\x16\x03\x01\x02\x00\x01\x00", 7, 0), 7);
+  UNTIL(s->ended == 2);
+  CHECK_EQ(s->reason, -ETIMEDOUT);
+  CHECK_EQ(stats().timed_out, 2);
+  CHECK_EQ(stats().failed, 2);
+  CHECK_EQ(stats().handshakes, 0);
+  CHECK_EQ(s->calls, 0);
+  CHECK(recv(silent, &byte, 1, 0) <= 0);
+  CHECK(recv(half, &byte, 1, 0) <= 0);
+  close(silent), close(half);
+  return 0;
+}
+Test(serve, handshake_timeout) { serve((um_tls_server_config){.handshake_timeout_ms = 30}, half_a_hello); }
+
+static void says_nothing(peer *p) {
+  peer_shake(p);
+  CHECK_EQ(peer_drain(p), 0);
+}
+
+static int idle(void *argument) {
+  server *s = argument;
+  peer p;
+  client(&p, says_nothing, NULL);
+  peer_join(&p);
+  UNTIL(s->ended == 1);
+  CHECK_EQ(s->reason, 0);
+  CHECK_EQ(stats().timed_out, 1);
+  CHECK_EQ(stats().failed, 0);
+  return 0;
+}
+Test(serve, idle_timeout) { serve((um_tls_server_config){.idle_timeout_ms = 30}, idle); }
+
+static void floods_and_never_reads(peer *p) {
+  peer_shake(p);
+  for (;;) {
+    if (SSL_key_update(p->ssl, SSL_KEY_UPDATE_REQUESTED) != 1 || SSL_do_handshake(p->ssl) != 1) break;
+  }
+}
+
+/* It keeps us busy with answers it never takes: no reason to live longer than an idle one. */
+static int idle_flood(void *argument) {
+  server *s = argument;
+  peer p;
+  int small = 8000; /* inherited: what the kernel keeps for the client is soon full */
+  setsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  peer_start(&p, dial(s->port), s->theirs, false, floods_and_never_reads, NULL);
+  UNTIL(s->ended == 1);
+  /* Its kernel, too, may be so full that it falls silent, and idle. */
+  CHECK(s->reason == -ETIMEDOUT || s->reason == 0);
+  shutdown(p.fd, SHUT_RDWR); /* its kernel may not have noticed */
+  peer_join(&p);
+  return 0;
+}
+Test(serve, a_flooder_that_never_reads_is_let_go) {
+  reactor_config.send_limit = 16384;
+  serve((um_tls_server_config){.idle_timeout_ms = 200}, idle_flood);
+}
+
+/* ---- bad input ---- */
+
+typedef struct bad {
+  const char *bytes;
+  size_t length;
+  int reason;
+} bad;
+
+static int bad_input(void *argument) {
+  server *s = argument;
+  static const bad all[] = {
+      {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 27, UM_EPLAINTEXT},
+      {"POST / HTTP/1.1\r\n\r\n", 19, UM_EPLAINTEXT},
+      {"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16, UM_ETLS},
+      {"SSH-2.0-OpenSSH_9.2\r\n", 21, UM_ETLS},
+      {"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", 10, UM_ETLS},
+      {"\x16\x03\x01", 3, UM_ETRUNCATED},
+      {"", 0, UM_ETRUNCATED},
+  };
+  for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
+    int fd = dial(s->port);
+    char bytes[100];
+    CHECK_EQ(send(fd, all[i].bytes, all[i].length, MSG_NOSIGNAL), all[i].length);
+    shutdown(fd, SHUT_WR);
+    UNTIL(s->ended == (int)i + 1);
+    if (s->reason != all[i].reason) fprintf(stderr, "input %u\n", i);
+    CHECK_EQ(s->reason, all[i].reason);
+    if (i == 4) CHECK(recv(fd, bytes, sizeof bytes, 0) > 0); /* an alert says why */
+    close(fd);
+  }
+  CHECK_EQ(s->calls, 0);
+  CHECK_EQ(stats().failed, sizeof all / sizeof *all);
+  volatile int step = 2; /* and the others do not notice */
+  peer p;
+  client(&p, says_something_twice, (void *)&step);
+  peer_join(&p);
+  return 0;
+}
+Test(serve, bad_input) { serve((um_tls_server_config){0}, bad_input); }
+
+/* ---- handlers that fail ---- */
+
+static int fails(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char byte;
+  (void)data;
+  s->calls++;
+  if (um_tls_read(tls, &byte, 1, UM_FOREVER) != 1) return UM_TLS_CLOSE;
+  if (byte == 'x') return -EIO;
+  um_tls_write(tls, &byte, 1, UM_FOREVER);
+  return UM_TLS_PARK;
+}
+
+static void is_aborted(peer *p) {
+  char byte;
+  peer_shake(p);
+  peer_write(p, "x", 1);
+  int result = SSL_read(p->ssl, &byte, 1);
+  CHECK(result <= 0 && SSL_get_error(p->ssl, result) != SSL_ERROR_ZERO_RETURN);
+}
+
+static void is_served(peer *p) {
+  char byte;
+  volatile bool *over = p->argument;
+  peer_shake(p);
+  while (!*over) {
+    peer_write(p, "y", 1);
+    peer_read(p, &byte, 1);
+    p->count++;
+  }
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int failing(void *argument) {
+  server *s = argument;
+  peer good, wrong[5];
+  volatile bool over = false;
+  client(&good, is_served, (void *)&over);
+  for (int i = 0; i < 5; i++) client(&wrong[i], is_aborted, NULL);
+  UNTIL(s->ended == 5);
+  CHECK_EQ(s->reason, -EIO);
+  over = true;
+  for (int i = 0; i < 5; i++) peer_join(&wrong[i]);
+  peer_join(&good);
+  return 0;
+}
+Test(serve, a_failing_handler_aborts_only_its_connection) {
+  serve((um_tls_server_config){.handler = fails}, failing);
+}
+
+/* ---- stopping ---- */
+
+static int takes_a_while(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[4096];
+  (void)data;
+  s->calls++;
+  ssize_t n = um_tls_read(tls, bytes, sizeof bytes, UM_FOREVER);
+  if (n <= 0) return (int)n;
+  int result = um_fiber_sleep(um_after(bytes[0] == 's' ? 100000 : 100));
+  if (result < 0) return result;
+  um_tls_write(tls, bytes, (size_t)n, UM_FOREVER);
+  return UM_TLS_PARK;
+}
+
+static void is_drained(peer *p) {
+  char byte;
+  peer_shake(p);
+  peer_write(p, "d", 1);
+  peer_read(p, &byte, 1);
+  p->count = 1;
+  CHECK_EQ(peer_drain(p), 0); /* and close_notify */
+}
+
+static peer drained[3];
+
+static int stop_and_drain(void *argument) {
+  server *s = argument;
+  client(&drained[0], is_drained, NULL);
+  client(&drained[1], says_nothing, NULL);
+  UNTIL(s->calls == 1 && stats().parked == 1 && stats().handshakes == 2);
+  return 0;
+}
+Test(serve, stop_lets_handlers_finish) {
+  server s = serve((um_tls_server_config){.handler = takes_a_while}, stop_and_drain);
+  CHECK_EQ(s.stop_result, 0);
+  peer_join(&drained[0]);
+  peer_join(&drained[1]);
+  CHECK_EQ(drained[0].count, 1);
+  CHECK_EQ(s.ended, 2);
+}
+
+static void is_cut_off(peer *p) {
+  char byte;
+  peer_shake(p);
+  peer_write(p, "s", 1);
+  CHECK(SSL_read(p->ssl, &byte, 1) <= 0);
+}
+
+static int stuck_handler(void *argument) {
+  server *s = argument;
+  client(&drained[0], is_cut_off, NULL);
+  drained[1].fd = dial(s->port); /* in the handshake */
+  UNTIL(s->calls == 1 && stats().accepted == 2);
+  s->stop_after = 20;
+  return 0;
+}
+Test(serve, stop_cancels_at_the_deadline) {
+  server s = serve((um_tls_server_config){.handler = takes_a_while}, stuck_handler);
+  CHECK_EQ(s.stop_result, -ETIMEDOUT);
+  peer_join(&drained[0]);
+  close(drained[1].fd);
+  CHECK_EQ(s.ended, 2);
+}
+
+/* A handler that leaves another fiber behind in its connection, and a connection whose
+ * client never reads what it is sent. */
+static int pushes(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  static char bytes[100000];
+  (void)data;
+  s->calls++;
+  ssize_t n;
+  do n = um_tls_write(tls, bytes, sizeof bytes, UM_FOREVER);
+  while (n > 0);
+  return (int)n;
+}
+
+static void never_reads(peer *p) {
+  volatile bool *over = p->argument;
+  peer_shake(p);
+  peer_write(p, "go", 2);
+  while (!*over) usleep(500);
+}
+
+static volatile bool push_over;
+
+static int pushing(void *argument) {
+  server *s = argument;
+  client(&drained[0], never_reads, (void *)&push_over);
+  UNTIL(s->calls == 1);
+  um_fiber_sleep(um_after(20));
+  s->stop_after = 20;
+  return 0;
+}
+Test(serve, stop_with_a_client_that_never_reads) {
+  server s = serve((um_tls_server_config){.handler = pushes}, pushing);
+  CHECK_EQ(s.stop_result, -ETIMEDOUT);
+  push_over = true;
+  peer_join(&drained[0]);
+  CHECK_EQ(s.ended, 1);
+}
+
+static int stops_at_once(void *argument) {
+  (void)argument;
+  return 0;
+}
+Test(serve, stop_without_a_connection) {
+  CHECK_EQ(serve((um_tls_server_config){0}, stops_at_once).stop_result, 0);
+}
+
+/* ---- no memory for a moment ---- */
+
+static int refuses_all(void) { return 1; }
+
+static int waits_until(void *argument) {
+  volatile bool *over = argument;
+  while (!*over) um_fiber_sleep(um_after(1));
+  return 0;
+}
+
+static int out_of_memory(void *argument) {
+  server *s = argument;
+  peer p;
+  volatile int step = 0;
+  client(&p, says_something_twice, (void *)&step);
+  UNTIL(s->calls == 1 && stats().parked == 1);
+  /* Every fiber's stack in the pool is taken away: a handler needs a fresh one. */
+  um_group group;
+  volatile bool over = false;
+  um_group_init(&group);
+  um__alloc_fails = refuses_all;
+  while (um_group_spawn(&group, waits_until, (void *)&over, NULL) == 0)
+    CHECK(group.count < 100000);
+  step = 1;
+  um_fiber_sleep(um_after(60));
+  CHECK_EQ(s->calls, 1);
+  um__alloc_fails = NULL;
+  over = true;
+  CHECK_EQ(um_group_join(&group, UM_FOREVER), 0);
+  step = 2;
+  peer_join(&p); /* it was served, a little late */
+  CHECK_EQ(p.count, 2);
+  CHECK_EQ(stats().timed_out, 0);
+  return 0;
+}
+Test(serve, a_moment_without_memory) { serve((um_tls_server_config){0}, out_of_memory); }
+
+/* ---- what cannot be served ---- */
+
+static int refused(void *argument) {
+  um_tls_listener *l;
+  um_tls_server_config config = {0};
+  (void)argument;
+  CHECK_EQ(um_tls_serve(&l, 0, &config), -EINVAL);
+  CHECK(!l);
+  return 0;
+}
+Test(serve, needs_a_context_and_a_handler) {
+  um_tls_listener *l;
+  um_tls_server_config config = {0};
+  CHECK_EQ(um_tls_serve(&l, 0, &config), UM_ENOTFIBER);
+  run_fibers(refused, NULL);
+}
