@@ -203,8 +203,8 @@ static int echoes(um_tls *tls, void **data, void *argument) {
 }
 
 static int opened, ended;
-static void closed(void *data, void *argument, int reason) {
-  (void)data, (void)argument, (void)reason;
+static void closed(um_tls *tls, void *data, void *argument, int reason) {
+  (void)tls, (void)data, (void)argument, (void)reason;
   ended++;
 }
 

@@ -25,8 +25,8 @@ static int handler(um_tls *tls, void **data, void *argument) {
   return bytes[0] == 'c' ? UM_TLS_CLOSE : bytes[0] == 'a' ? -EIO : UM_TLS_PARK;
 }
 
-static void closed(void *data, void *argument, int reason) {
-  (void)data, (void)argument, (void)reason;
+static void closed(um_tls *tls, void *data, void *argument, int reason) {
+  (void)tls, (void)data, (void)argument, (void)reason;
   ended++;
 }
 
