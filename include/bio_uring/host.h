@@ -46,7 +46,7 @@ struct um_task { /* private, but for its size */
 };
 
 /* Makes `task` known to the reactor; it is not runnable yet. The reactor does
- * not end while tasks are registered. 0 or UM_EWRONGTHREAD. */
+ * not end while tasks are registered. 0, UM_EWRONGTHREAD, UM_EFORKED, -ENOMEM. */
 UM_API int um_task_register(um_task *task, um_reactor *reactor, um_host *host);
 /* Forgets it. Must be neither parked nor runnable. */
 UM_API void um_task_unregister(um_task *task);

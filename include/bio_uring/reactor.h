@@ -56,7 +56,8 @@ UM_API int um_reactor_create(um_reactor **out, const um_reactor_config *config, 
  * Errors: -EBUSY while fibers have not ended. */
 UM_API int um_reactor_destroy(um_reactor *reactor);
 
-/* Runs until every fiber has ended or um_reactor_stop() was called.
+/* Runs until every fiber has ended or um_reactor_stop() was called: at once when there
+ * is none, whatever was posted.
  * Returns 0, UM_EFORKED, UM_EWRONGTHREAD, UM_EREENTRANT (called by one of its
  * own fibers), or what the kernel said when the ring itself failed. */
 UM_API int um_reactor_run(um_reactor *reactor);
@@ -65,7 +66,8 @@ UM_API int um_reactor_run(um_reactor *reactor);
  * signal handlers. Fibers stay where they are; run again to go on. */
 UM_API void um_reactor_stop(um_reactor *reactor);
 
-/* Asks every fiber of the reactor to end: um_fiber_cancel() on each. */
+/* Asks every fiber of the reactor to end: um_fiber_cancel() on each. A host's tasks
+ * (bio_uring/host.h) are their host's business. */
 UM_API void um_reactor_cancel_all(um_reactor *reactor);
 
 /* For somebody else's event loop: does what can be done without waiting.
@@ -74,7 +76,8 @@ UM_API void um_reactor_cancel_all(um_reactor *reactor);
  * readable as well. */
 enum { UM_STEP_DONE = 0, UM_STEP_IDLE = 1, UM_STEP_RUNNABLE = 2 };
 UM_API int um_reactor_step(um_reactor *reactor);
-/* Pollable, for POLLIN only; the reactor's own. */
+/* Pollable, for POLLIN only; the reactor's own. Made at the first call: negative
+ * when no descriptor was left (-EMFILE, -ENFILE, -ENOMEM). */
 UM_API int um_reactor_fd(um_reactor *reactor);
 
 /* The reactor running on this thread, or NULL. */

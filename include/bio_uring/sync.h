@@ -4,7 +4,7 @@
  * All are fair (first come, first served) and may be used from any thread.
  * Uncontended operations make no system call. A fiber that must wait parks; a
  * thread that runs no fiber blocks in futex(2). All objects are plain memory:
- * initialise, use, destroy when nobody waits; none may move in between.
+ * initialise, use, destroy when nobody is inside a call; none may move in between.
  * Waiting calls return 0, -ETIMEDOUT or -ECANCELED unless noted.
  */
 #ifndef BIO_URING_SYNC_H

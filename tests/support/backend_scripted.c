@@ -103,7 +103,7 @@ static void plan_next(script *s, owned *o) {
   o->what = (answer){.result = ANSWER_ALL};
   if (s->options.seed) {
     o->what.after = roll(s, 4) ? 0 : roll(s, 4);
-    o->what.cancel = (enum answer_cancel)roll(s, 4);
+    o->what.cancel = (enum answer_cancel)roll(s, 5);
     o->what.cancel_after = roll(s, 3);
     o->what.stale_before = roll(s, 16) == 0;
   }
@@ -320,7 +320,8 @@ static void deliver_cancelled(script *s, owned *o) {
   }
   if (how == CANCEL_FIRST) answer_cancel(s, user_data, 0);
   deliver(s, o, &c);
-  if (how != CANCEL_FIRST) answer_cancel(s, user_data, how == CANCEL_LOSES ? -EALREADY : 0);
+  if (how == CANCEL_SPLIT) script_deliver(s, user_data | UM_USER_DATA_CANCEL, 0);
+  else if (how != CANCEL_FIRST) answer_cancel(s, user_data, how == CANCEL_LOSES ? -EALREADY : 0);
 }
 
 static bool is_due(script *s, const owned *o) {

@@ -32,6 +32,7 @@ typedef struct script script;
 enum answer_cancel {
   CANCEL_ENDS,    /* the operation's -ECANCELED, then the cancellation's 0 */
   CANCEL_FIRST,   /* the cancellation's completion, then the operation's */
+  CANCEL_SPLIT,   /* the operation's -ECANCELED; the cancellation's 0 in the next wait */
   CANCEL_LOSES,   /* -EALREADY: the operation completes as planned (never: now, whole) */
   CANCEL_PARTLY,  /* what was planned is the result nevertheless, in the same wait */
 };

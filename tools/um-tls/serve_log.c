@@ -19,7 +19,8 @@ static bool has_room(serve_log *log) {
 }
 
 static bool is_usual(int reason, bool served) {
-  return reason == -ECANCELED || reason == UM_ECLOSED || (reason == -ETIMEDOUT && served);
+  bool between = reason == -ETIMEDOUT || reason == UM_ETRUNCATED; /* browsers just leave */
+  return reason == -ECANCELED || reason == UM_ECLOSED || (between && served);
 }
 
 /* OpenSSL's words where there are any; they begin with "client: ". */
