@@ -154,7 +154,15 @@ class Server(Child):
             return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1))
 
     def threads(self):
-        return len(os.listdir(f"/proc/{self.pid}/task"))
+        """Without the workers that the kernel lends to io_uring for files."""
+        count = 0
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            try:
+                with open(f"/proc/{self.pid}/task/{task}/comm", encoding="utf-8") as comm:
+                    count += not comm.read().startswith("iou-")
+            except OSError:
+                pass  # has ended
+        return count
 
 
 # ---- TLS of Python's own ----
