@@ -346,6 +346,11 @@ class Ending(Case):
             server = self.serve("--root", self.place, *options)
             connection, sum_ = self.download(server)
             idle = tls(server.port)
+            # Answered once: the server has seen the end of the handshake, as we have.
+            idle.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += receive(idle, 1)
             server.process.send_signal(signal.SIGTERM)
             self.assertEqual(receive_all(idle), b"")  # close_notify
             idle.close()
