@@ -166,8 +166,8 @@ static int check_spawn(um_reactor *r, const um_fiber_options *options) {
   return result;
 }
 
-static int spawn(um_reactor *r, um_fiber **out, um_fiber_fn fn, void *arg,
-                 const um_fiber_options *options, um_group *group) {
+static int make(um_reactor *r, um_fiber **out, um_fiber_fn fn, void *arg,
+                const um_fiber_options *options, um_group *group) {
   int result = check_spawn(r, options);
   if (result < 0) return result;
   bool sized = options && options->stack_size;
@@ -176,23 +176,38 @@ static int spawn(um_reactor *r, um_fiber **out, um_fiber_fn fn, void *arg,
   fiber->fn = fn;
   fiber->arg = arg;
   fiber->name = options ? options->name : NULL;
-  fiber->joinable = out != NULL;
-  if (out) *out = fiber;
   if (group) group_enter(group, fiber);
   LIST_INSERT_HEAD(&r->fibers, fiber, link);
   UM_COUNT(r, spawned, 1);
   UM_COUNT(r, fibers, 1);
-  um__task_wake(&fiber->task, 0);
+  *out = fiber;
   return 0;
 }
 
 int um_fiber_spawn(um_reactor *reactor, um_fiber **out, um_fiber_fn fn, void *arg,
                    const um_fiber_options *options) {
-  return spawn(reactor ? reactor : um__reactor(), out, fn, arg, options, NULL);
+  um_fiber *fiber;
+  int result = make(reactor ? reactor : um__reactor(), &fiber, fn, arg, options, NULL);
+  if (result < 0) return result;
+  fiber->joinable = out != NULL;
+  if (out) *out = fiber;
+  um__task_wake(&fiber->task, 0);
+  return 0;
 }
 
 int um_group_spawn(um_group *group, um_fiber_fn fn, void *arg, const um_fiber_options *options) {
-  return spawn(um__reactor(), NULL, fn, arg, options, group);
+  um_fiber *fiber;
+  int result = make(um__reactor(), &fiber, fn, arg, options, group);
+  if (result == 0) um__task_wake(&fiber->task, 0);
+  return result;
+}
+
+int um__group_run(um_group *group, um_fiber_fn fn, void *arg) {
+  um_fiber *fiber;
+  um_reactor *r = um__reactor();
+  int result = make(r, &fiber, fn, arg, NULL, group);
+  if (result == 0) um__task_resume(r, &fiber->task);
+  return result;
 }
 
 int um_fiber_join(um_fiber *fiber, int *result, um_time deadline) {

@@ -29,6 +29,8 @@ um_reactor *um__reactor(void) { return thread_reactor; }
 
 um_reactor *um_reactor_current(void) { return thread_reactor; }
 
+void um_reactor_abandon(void) { thread_reactor = NULL; }
+
 bool um__reactor_forked(const um_reactor *r) { return r->fork_generation != fork_generation; }
 
 int um__reactor_check(const um_reactor *r) {

@@ -99,6 +99,10 @@ int um__park(um_reactor *reactor, um_time deadline);
 void um__park_shielded(um_reactor *reactor);
 /* Runs other tasks first. `turn`: wait for this connection's turn instead. */
 int um__yield(um_reactor *reactor, bool turn);
+/* Runs it until it parks or ends. From the loop only. */
+void um__task_resume(um_reactor *reactor, um_task *task);
+/* um_group_spawn() from the loop, and runs the fiber at once until it parks or ends. */
+int um__group_run(um_group *group, um_fiber_fn fn, void *arg);
 /* The task that may wait here, or NULL: none, or on the shared stack. */
 um_task *um__task(void);
 void um__tasks_run(um_reactor *reactor);

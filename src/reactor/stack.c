@@ -31,7 +31,7 @@
 
 #define PAGE ((size_t)4096)
 #define STACKS_PER_ARENA 64u
-#define KEEP_WARM 64u /* free stacks whose pages are kept; of the rest they are given back */
+#define KEEP_WARM 256u /* free stacks whose pages are kept; of the rest they are given back */
 
 typedef struct arena {
   struct arena *next;

@@ -122,7 +122,7 @@ int um__yield(um_reactor *r, bool turn) {
   return park_in(r, task, turn ? &r->turns : &r->yielded);
 }
 
-static void resume(um_reactor *r, um_task *task) {
+void um__task_resume(um_reactor *r, um_task *task) {
   r->current = task;
   task->state = UM_TASK_RUNNING;
   UM_COUNT(r, switches, 1);
@@ -141,7 +141,7 @@ void um__tasks_run(um_reactor *r) {
   for (unsigned left = r->config.max_switches; left; left--) {
     um_task *task = um__task_queue_pop(&r->ready);
     if (!task) break;
-    resume(r, task);
+    um__task_resume(r, task);
     if (unlikely(um__reactor_forked(r))) break; /* the others are the parent's to run */
   }
 }
