@@ -69,6 +69,11 @@ UM_API void um_reactor_around_sleep(um_reactor *reactor,
                                                    void *data),
                                     void *data);
 
+/* Forgets that a reactor runs on this thread: the runtime threw away the stack it ran
+ * on, and its fibers, with the thread of its own that they belonged to, and now uses
+ * the system's thread for another. The reactor must never be used or destroyed. */
+UM_API void um_reactor_abandon(void);
+
 #ifdef __cplusplus
 }
 #endif

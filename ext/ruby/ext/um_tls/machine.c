@@ -1,0 +1,595 @@
+/* Ruby fibers as tasks of a reactor.
+ *
+ * A loop fiber runs um_reactor_run(). Fibers of the machine are reached by transfer, and
+ * transfer back to the loop to park; when one ends, Ruby goes on with the innermost
+ * fiber that the thread's main fiber has resumed: that must be the loop. So whatever
+ * is not a fiber of the machine (the visitor: the main fiber, a fiber somebody else
+ * made) parks by resuming the loop, and the loop goes back to it by yielding.
+ *
+ * No rb_protect() lies around a switch: Ruby forbids switching across one. Exceptions
+ * that are raised into a parked fiber are rescued right there, kept until the
+ * operation it waits for is over, and raised by um_after_wait().
+ */
+#include "machine.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+VALUE um_cUM;
+static VALUE task_class;
+static ID id_task;
+
+/* ---- objects ---- */
+
+static void task_mark(void *data) {
+  task *t = data;
+  rb_gc_mark(t->fiber);
+  rb_gc_mark(t->parked);
+  rb_gc_mark(t->value);
+  if (t->raised != Qundef) rb_gc_mark(t->raised);
+  if (t->machine) rb_gc_mark(t->machine->self);
+}
+
+static const rb_data_type_t task_type = {
+    "UM/task", {task_mark, RUBY_DEFAULT_FREE, NULL, NULL, {NULL}}, NULL, NULL,
+    RUBY_TYPED_FREE_IMMEDIATELY};
+
+static void machine_mark(void *data) {
+  machine *m = data;
+  rb_gc_mark(m->loop);
+  rb_gc_mark(m->thread);
+  if (m->visitor) rb_gc_mark(m->visitor->self);
+  for (task *t = m->tasks; t; t = t->next) rb_gc_mark(t->self);
+  um_turn_mark(&m->idle);
+}
+
+/* A machine that was not closed keeps its reactor: its fibers may have operations in
+ * the kernel, and this may be another thread. */
+static void machine_free(void *data) {
+  machine *m = data;
+  if (m->reactor && !m->visitor && m->pid == getpid()) um_reactor_destroy(m->reactor);
+  xfree(m);
+}
+
+static const rb_data_type_t machine_type = {
+    "UM", {machine_mark, machine_free, NULL, NULL, {NULL}}, NULL, NULL,
+    RUBY_TYPED_FREE_IMMEDIATELY};
+
+static VALUE machine_allocate(VALUE class) {
+  machine *m;
+  VALUE self = TypedData_Make_Struct(class, machine, &machine_type, m);
+  m->self = self;
+  m->loop = m->thread = Qnil;
+  return self;
+}
+
+static task *task_new(machine *m, VALUE fiber) {
+  task *t;
+  VALUE self = TypedData_Make_Struct(task_class, task, &task_type, t);
+  t->self = self;
+  t->machine = m;
+  t->fiber = t->parked = fiber;
+  t->value = Qnil;
+  t->raised = Qundef;
+  return t;
+}
+
+machine *um_machine_get(VALUE object) {
+  machine *m = rb_check_typeddata(object, &machine_type);
+  if (!m->reactor) rb_raise(um_eError, m->closed ? "the machine was closed" : "the machine was not initialized");
+  return m;
+}
+
+/* ---- the host ---- */
+
+static VALUE leave_for_loop(VALUE argument) {
+  task *t = (task *)argument;
+  machine *m = t->machine;
+  t->parked = rb_fiber_current();
+  if (t == m->visitor) rb_fiber_resume(m->loop, 0, NULL);
+  else rb_fiber_transfer(m->loop, 0, NULL);
+  return Qfalse;
+}
+
+static VALUE raised_while_parked(VALUE argument, VALUE error) {
+  ((task *)argument)->raised = error;
+  return Qtrue;
+}
+
+/* -EINTR: the wait is to be abandoned; why is in the task. */
+static int host_park(um_host *host, um_task *um) {
+  task *t = (task *)um;
+  t->is_parked = true;
+  VALUE raised = rb_rescue2(leave_for_loop, (VALUE)t, raised_while_parked, (VALUE)t,
+                            rb_eException, (VALUE)0);
+  bool abandon = RTEST(raised) || t->interrupted;
+  t->is_parked = t->interrupted = false;
+  return abandon ? -EINTR : 0;
+}
+
+static VALUE go_to(VALUE argument) {
+  task *t = (task *)argument;
+  if (t == t->machine->visitor) {
+    rb_fiber_yield(0, NULL);
+  } else if (t->began) {
+    rb_fiber_transfer(t->parked, 0, NULL);
+  } else {
+    VALUE value = t->value; /* the block's argument */
+    t->began = true;
+    t->value = Qnil;
+    rb_fiber_transfer(t->fiber, 1, &value);
+  }
+  return Qnil;
+}
+
+static VALUE raised_into_loop(VALUE argument, VALUE error) {
+  task *t = (task *)argument;
+  um_interrupt(t->machine->visitor, error);
+  return Qnil;
+}
+
+/* Control comes back without the task having parked when something was raised into
+ * the loop's fiber, which only Ruby's own means could reach. */
+static void host_resume(um_host *host, um_task *um) {
+  task *t = (task *)um;
+  do rb_rescue2(go_to, (VALUE)t, raised_into_loop, (VALUE)t, rb_eException, (VALUE)0);
+  while (!t->is_parked && !t->ended);
+  RB_GC_GUARD(t->self);
+}
+
+void um_interrupt(task *t, VALUE error) {
+  t->raised = error;
+  if (!t->is_parked) return; /* raised when it next waits */
+  t->interrupted = true;
+  um_task_wake(&t->um);
+}
+
+/* ---- sleeping without the GVL ---- */
+
+typedef struct sleep_call {
+  void (*sleep)(void *);
+  void *argument;
+  bool slept;
+} sleep_call;
+
+static void *sleep_unlocked(void *data) {
+  sleep_call *call = data;
+  call->slept = true;
+  call->sleep(call->argument);
+  return NULL;
+}
+
+static void stop_reactor(void *reactor) { um_reactor_stop(reactor); }
+
+/* An interrupt makes um_reactor_run() return, so that the loop can look at it; here
+ * nothing may be raised. */
+static void around_sleep(void (*sleep)(void *), void *argument, void *reactor) {
+  sleep_call call = {sleep, argument, false};
+  rb_thread_call_without_gvl2(sleep_unlocked, &call, stop_reactor, reactor);
+  if (!call.slept) um_reactor_stop(reactor);
+}
+
+/* ---- the loop ---- */
+
+static VALUE check_interrupts(VALUE unused) {
+  rb_thread_check_ints();
+  return Qnil;
+}
+
+/* Thread#raise, Thread#kill and what signal handlers raise concern the thread: they
+ * go to the visitor. */
+static void deliver_interrupts(machine *m) {
+  int state = 0;
+  rb_protect(check_interrupts, Qnil, &state);
+  if (!state) return;
+  VALUE error = rb_errinfo();
+  bool is_exception = RTEST(rb_obj_is_kind_of(error, rb_eException));
+  rb_set_errinfo(Qnil);
+  if (!is_exception) m->visitor->kill = true;
+  um_interrupt(m->visitor, is_exception ? error : Qnil);
+}
+
+static VALUE loop_body(RB_BLOCK_CALL_FUNC_ARGLIST(unused, self)) {
+  machine *m = rb_check_typeddata(self, &machine_type);
+  while (!m->closed) {
+    int result = um_reactor_run(m->reactor);
+    if (result == UM_EFORKED) break; /* the child left the fiber that forked it */
+    if (result < 0) rb_bug("UM: the ring failed: %s", um_strerror(result));
+    deliver_interrupts(m);
+  }
+  return Qnil;
+}
+
+/* ---- entering ---- */
+
+/* Ruby gives the native thread of one that has ended to a new one: what ran there is
+ * abandoned. Its machine stays, because the kernel may still write to its fibers' memory. */
+um_task *um_here(void) {
+  task *t = (task *)um_task_current();
+  if (!t || t->machine->thread == rb_thread_current()) return (um_task *)t;
+  um_reactor_abandon();
+  return NULL;
+}
+
+static um_reactor *reactor_here(void) {
+  um_here();
+  return um_reactor_current();
+}
+
+static void check_thread(machine *m) {
+  if (m->pid != getpid())
+    rb_raise(um_eError, "the machine belongs to the parent process: make a new one after fork");
+  if (NIL_P(m->thread)) m->thread = rb_thread_current();
+  if (m->thread != rb_thread_current())
+    rb_raise(um_eError, "the machine belongs to another thread");
+  if (reactor_here())
+    rb_raise(um_eError, "this thread is running another machine, or this one's loop");
+}
+
+/* The visitor stays a task from now on: what it calls next waits in the ring too. */
+static void become_visitor(machine *m) {
+  check_thread(m);
+  m->visitor = task_new(m, Qnil);
+  int result = um_task_register(&m->visitor->um, m->reactor, &m->host);
+  if (result < 0) {
+    m->visitor = NULL;
+    um_raise(result);
+  }
+  m->loop = rb_fiber_new(loop_body, m->self);
+  um_task_wake(&m->visitor->um);
+  rb_gc_register_address(&m->self); /* the thread's own pointer to it is invisible */
+  m->visitor->parked = rb_fiber_current();
+  m->visitor->is_parked = m->visitor->began = true;
+  rb_fiber_resume(m->loop, 0, NULL);
+  m->visitor->is_parked = false;
+}
+
+task *um_enter(machine *m) {
+  if (reactor_here() != m->reactor || !um_here()) {
+    if (m->visitor) check_thread(m);
+    become_visitor(m);
+  }
+  task *t = (task *)um_here();
+  if (t->raised != Qundef) um_after_wait(0);
+  return t;
+}
+
+static task *current(void) { return (task *)um_here(); }
+
+bool um_on_ring(void) { return um_here() != NULL; }
+
+um_time um_deadline_of(VALUE seconds) {
+  if (NIL_P(seconds)) return UM_FOREVER;
+  double wait = NUM2DBL(seconds);
+  if (wait > 1e9) return UM_FOREVER;
+  return um_now() + (um_time)(wait < 0 ? 0 : wait * UM_SECOND);
+}
+
+um_time um_deadline(um_time own) {
+  task *t = current();
+  for (block_timeout *block = t ? t->timeouts : NULL; block; block = block->outer)
+    if (block->at < own) own = block->at;
+  return own;
+}
+
+NORETURN(static void raise_error(VALUE error));
+static void raise_error(VALUE error) {
+  if (rb_obj_is_kind_of(error, rb_cClass)) rb_raise(error, "execution expired");
+  rb_exc_raise(error);
+}
+
+/* The outermost block whose time is up: it ends the inner ones too. */
+static void check_timeouts(task *t) {
+  VALUE error = Qundef;
+  um_time now = um_now();
+  for (block_timeout *block = t->timeouts; block; block = block->outer)
+    if (block->at <= now) error = block->error;
+  if (error != Qundef) raise_error(error);
+}
+
+void um_after_wait(int result) {
+  task *t = current();
+  if (!t) return;
+  if (t->kill) {
+    t->kill = false;
+    t->raised = Qundef;
+    rb_thread_kill(rb_thread_current());
+  }
+  if (t->raised != Qundef) {
+    VALUE error = t->raised;
+    t->raised = Qundef;
+    raise_error(error);
+  }
+  if (result == -ETIMEDOUT) check_timeouts(t);
+}
+
+ssize_t um_finish(ssize_t result) {
+  um_after_wait(result < 0 ? (int)result : 0);
+  if (result < 0) um_raise((int)result);
+  return result;
+}
+
+/* ---- fibers ---- */
+
+static void link_task(machine *m, task *t) {
+  t->next = m->tasks;
+  if (m->tasks) m->tasks->previous = t;
+  m->tasks = t;
+  m->live++;
+}
+
+static void unlink_task(machine *m, task *t) {
+  if (t->previous) t->previous->next = t->next;
+  else m->tasks = t->next;
+  if (t->next) t->next->previous = t->previous;
+  t->next = t->previous = NULL;
+}
+
+/* start(fiber, value): makes a fiber that has not run one of the machine's. */
+static VALUE machine_start(VALUE self, VALUE fiber, VALUE value) {
+  machine *m = um_machine_get(self);
+  if (reactor_here() != m->reactor) check_thread(m);
+  task *t = task_new(m, fiber);
+  int result = um_task_register(&t->um, m->reactor, &m->host);
+  if (result < 0) um_raise(result);
+  t->value = value;
+  link_task(m, t);
+  rb_ivar_set(fiber, id_task, t->self);
+  um_task_wake(&t->um);
+  return fiber;
+}
+
+/* The last thing a fiber of the machine does. */
+static VALUE machine_ended(VALUE self, VALUE fiber) {
+  machine *m = um_machine_get(self);
+  task *t = um_task_of_fiber(m, fiber);
+  if (!t || t->ended) return Qnil;
+  t->ended = true;
+  um_task_unregister(&t->um);
+  if (!t->posts) unlink_task(m, t); /* or else the last callback does */
+  if (--m->live == 0) um_turn_wake_all(&m->idle);
+  return Qnil;
+}
+
+task *um_task_of_fiber(machine *m, VALUE fiber) {
+  VALUE object = rb_attr_get(fiber, id_task);
+  task *t = NIL_P(object) ? NULL : rb_check_typeddata(object, &task_type);
+  return t && t->machine == m ? t : m->visitor; /* after a fork: another machine's */
+}
+
+/* schedule(fiber, value): goes on with a fiber that waits in #yield, which returns the
+ * value; an exception is raised in it instead, whatever it waits for. */
+static VALUE machine_schedule(VALUE self, VALUE fiber, VALUE value) {
+  machine *m = um_machine_get(self);
+  task *t = um_task_of_fiber(m, fiber);
+  if (!t) rb_raise(rb_eArgError, "not a fiber of this machine");
+  if (t->ended) return self;
+  if (rb_obj_is_kind_of(value, rb_eException)) {
+    um_interrupt(t, value);
+  } else {
+    t->value = value;
+    um_task_wake(&t->um);
+  }
+  return self;
+}
+
+/* Wakes are harmless in excess: who waits checks what for. */
+static int wake_here(void *data) {
+  task *t = data;
+  t->posts--;
+  if (!t->ended) um_task_wake(&t->um);
+  else if (!t->posts) unlink_task(t->machine, t);
+  return 0;
+}
+
+/* From any thread; under the GVL, as the callback. */
+static void wake_anywhere(task *t) {
+  if (reactor_here() == t->machine->reactor) {
+    um_task_wake(&t->um);
+  } else if (um_post(t->machine->reactor, wake_here, t) == 0) {
+    t->posts++;
+  }
+}
+
+void um_interrupt_anywhere(um_task *um, VALUE error) {
+  task *t = (task *)um;
+  t->raised = error;
+  t->interrupted = t->is_parked;
+  wake_anywhere(t);
+}
+
+/* wake(fiber) from any thread. */
+static VALUE machine_wake(VALUE self, VALUE fiber) {
+  machine *m = um_machine_get(self);
+  task *t = um_task_of_fiber(m, fiber);
+  if (!t) m->early_wake = true;
+  if (!t || t->ended) return Qfalse;
+  t->value = Qtrue;
+  wake_anywhere(t);
+  return Qtrue;
+}
+
+/* raise_in_main(error): what ends the program must not end in a fiber. */
+static VALUE machine_raise_in_main(VALUE self, VALUE error) {
+  machine *m = um_machine_get(self);
+  if (m->visitor) um_interrupt(m->visitor, error);
+  return Qnil;
+}
+
+static VALUE machine_yield(VALUE self) {
+  task *t = um_enter(um_machine_get(self));
+  int result = um_task_wait(um_deadline(UM_FOREVER));
+  um_after_wait(result);
+  VALUE value = t->value;
+  t->value = Qnil;
+  return value;
+}
+
+/* park(deadline): true when woken by #wake, false when the time is up. */
+static VALUE machine_park(VALUE self, VALUE seconds) {
+  machine *m = um_machine_get(self);
+  task *t = um_enter(m);
+  um_time until = um_deadline_of(seconds);
+  int result = 0;
+  if (t == m->visitor && m->early_wake) t->value = Qtrue;
+  m->early_wake = false;
+  while (t->value != Qtrue && result != -ETIMEDOUT) {
+    result = um_task_wait(um_deadline(until));
+    um_after_wait(result);
+  }
+  bool woken = t->value == Qtrue;
+  t->value = Qnil;
+  return woken ? Qtrue : Qfalse;
+}
+
+static VALUE machine_snooze(VALUE self) {
+  um_enter(um_machine_get(self));
+  um_after_wait(um_fiber_yield());
+  return self;
+}
+
+static VALUE machine_sleep(VALUE self, VALUE seconds) {
+  um_enter(um_machine_get(self));
+  um_time until = um_deadline_of(seconds), now;
+  do um_after_wait(um_task_wait(um_deadline(until)));
+  while ((now = um_now()) < until);
+  return seconds;
+}
+
+typedef struct timeout_call {
+  task *t;
+  block_timeout block;
+} timeout_call;
+
+static VALUE timeout_ended(VALUE argument) {
+  timeout_call *call = (timeout_call *)argument;
+  call->t->timeouts = call->block.outer;
+  return Qnil;
+}
+
+/* timeout(seconds, error) { }: what the block waits for when the time is up raises. */
+static VALUE machine_timeout(VALUE self, VALUE seconds, VALUE error) {
+  timeout_call call = {.t = um_enter(um_machine_get(self))};
+  call.block = (block_timeout){call.t->timeouts, um_deadline_of(seconds), error};
+  call.t->timeouts = &call.block;
+  VALUE result = rb_ensure(rb_yield, seconds, timeout_ended, (VALUE)&call);
+  RB_GC_GUARD(error);
+  return result;
+}
+
+/* drain: waits until all of the machine's fibers have ended. */
+static VALUE machine_drain(VALUE self) {
+  machine *m = um_machine_get(self);
+  um_enter(m);
+  while (m->live) um_turn_wait(&m->idle, UM_FOREVER);
+  return self;
+}
+
+/* ---- life ---- */
+
+static void read_options(VALUE options, um_reactor_config *config) {
+  ID names[] = {rb_intern("size"), rb_intern("sqpoll")};
+  VALUE values[2];
+  rb_get_kwargs(options, names, 0, 2, values);
+  if (values[0] != Qundef && !NIL_P(values[0])) config->entries = NUM2UINT(values[0]);
+  if (values[1] != Qundef && RTEST(values[1])) config->flags |= UM_REACTOR_SQPOLL;
+}
+
+/* UM.new(size: 256, sqpoll: false) */
+static VALUE machine_initialize(int argc, VALUE *argv, VALUE self) {
+  machine *m = rb_check_typeddata(self, &machine_type);
+  VALUE options;
+  rb_scan_args(argc, argv, "0:", &options);
+  const char *threads = getenv("RUBY_MN_THREADS");
+  if (threads && !strcmp(threads, "1"))
+    rb_raise(um_eError, "RUBY_MN_THREADS=1 moves Ruby threads between native ones, which a ring cannot follow");
+  um_reactor_config config = {0};
+  if (!NIL_P(options)) read_options(options, &config);
+  um_error error;
+  if (um_reactor_create(&m->reactor, &config, &error) < 0) rb_raise(um_eError, "%s", error.message);
+  m->host = (um_host){host_park, host_resume};
+  m->pid = getpid();
+  um_reactor_around_sleep(m->reactor, around_sleep, m->reactor);
+  return self;
+}
+
+/* The visitor leaves: the loop finds no task and ends. */
+static void leave_machine(machine *m) {
+  task *t = m->visitor;
+  t->ended = true;
+  um_task_unregister(&t->um);
+  m->closed = true;
+  rb_fiber_resume(m->loop, 0, NULL);
+  m->visitor = NULL;
+  rb_gc_unregister_address(&m->self);
+}
+
+/* shut_down: frees the ring. Fibers must have ended. */
+static VALUE machine_shut_down(VALUE self) {
+  machine *m = rb_check_typeddata(self, &machine_type);
+  if (!m->reactor) return Qnil;
+  if (m->pid == getpid()) {
+    if (m->live) rb_raise(um_eError, "%u fibers of the machine have not ended", m->live);
+    if (m->visitor && current() != m->visitor)
+      rb_raise(um_eError, "a machine is shut down by the fiber that runs it, not by one of its own");
+    if (m->visitor) leave_machine(m);
+  }
+  m->closed = true;
+  um_reactor_destroy(m->reactor);
+  m->reactor = NULL;
+  return Qnil;
+}
+
+static VALUE machine_live(VALUE self) { return UINT2NUM(um_machine_get(self)->live); }
+
+static VALUE machine_running_p(VALUE self) {
+  machine *m = um_machine_get(self);
+  return reactor_here() == m->reactor && um_here() ? Qtrue : Qfalse;
+}
+
+/* fork: whether the machine was made in this process. */
+static VALUE machine_ours_p(VALUE self) {
+  machine *m = rb_check_typeddata(self, &machine_type);
+  return m->reactor && m->pid == getpid() ? Qtrue : Qfalse;
+}
+
+static VALUE machine_metrics(VALUE self) {
+  um_metrics metrics;
+  um_reactor_metrics(um_machine_get(self)->reactor, &metrics);
+  static const char *const names[] = {
+      "ticks", "enters", "submissions", "completions", "cancels", "stale", "switches", "waits",
+      "spawned", "fibers", "pending", "unsubmitted", "enobufs", "sq_full", "cq_overflows",
+      "short_sends", "posts", "post_errors", "wakes", "timers", "buffers_used", "received_bytes",
+      "sent_bytes", "copied_bytes", "accept_backoffs", "unregistered", "turns"};
+  const uint64_t *values = (const uint64_t *)&metrics;
+  VALUE hash = rb_hash_new();
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    rb_hash_aset(hash, ID2SYM(rb_intern(names[i])), ULL2NUM(values[i]));
+  return hash;
+}
+
+void um_init_machine(void) {
+  id_task = rb_intern("um_task");
+  task_class = rb_define_class_under(um_cUM, "Task", rb_cObject);
+  rb_undef_alloc_func(task_class);
+  rb_define_alloc_func(um_cUM, machine_allocate);
+  rb_define_method(um_cUM, "initialize", machine_initialize, -1);
+  rb_define_method(um_cUM, "schedule", machine_schedule, 2);
+  rb_define_method(um_cUM, "wake", machine_wake, 1);
+  rb_define_method(um_cUM, "yield", machine_yield, 0);
+  rb_define_method(um_cUM, "switch", machine_yield, 0);
+  rb_define_method(um_cUM, "park", machine_park, 1);
+  rb_define_method(um_cUM, "snooze", machine_snooze, 0);
+  rb_define_method(um_cUM, "sleep", machine_sleep, 1);
+  rb_define_method(um_cUM, "timeout", machine_timeout, 2);
+  rb_define_method(um_cUM, "drain", machine_drain, 0);
+  rb_define_method(um_cUM, "shut_down", machine_shut_down, 0);
+  rb_define_method(um_cUM, "live", machine_live, 0);
+  rb_define_method(um_cUM, "running?", machine_running_p, 0);
+  rb_define_method(um_cUM, "ours?", machine_ours_p, 0);
+  rb_define_method(um_cUM, "metrics", machine_metrics, 0);
+  rb_define_private_method(um_cUM, "start", machine_start, 2);
+  rb_define_private_method(um_cUM, "ended", machine_ended, 1);
+  rb_define_private_method(um_cUM, "raise_in_main", machine_raise_in_main, 1);
+}

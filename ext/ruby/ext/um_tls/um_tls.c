@@ -1,0 +1,63 @@
+/* Loading: the extension and the openssl gem must use one and the same libssl. */
+#include "um_ruby.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+VALUE um_eError, um_eTimeout;
+
+void um_raise(int code) {
+  if (code > -20000) rb_syserr_fail(-code, NULL);
+  rb_raise(um_eError, "%s", um_strerror(code));
+}
+
+/* The file in which the gem's extension found SSL_new. */
+static const char *gems_libssl(void) {
+  VALUE features = rb_gv_get("$LOADED_FEATURES");
+  for (long i = 0; i < RARRAY_LEN(features); i++) {
+    VALUE feature = rb_ary_entry(features, i);
+    const char *path = StringValueCStr(feature), *name = strrchr(path, '/');
+    if (!name || strcmp(name, "/openssl.so")) continue;
+    void *library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+    Dl_info info;
+    void *symbol = library ? dlsym(library, "SSL_new") : NULL;
+    if (library) dlclose(library);
+    if (symbol && dladdr(symbol, &info)) return info.dli_fname;
+  }
+  return NULL;
+}
+
+static void check_libssl(void) {
+  Dl_info ours;
+  const char *theirs = gems_libssl();
+  if (!theirs || !dladdr((void *)(uintptr_t)SSL_new, &ours) || !strcmp(theirs, ours.dli_fname)) return;
+  rb_raise(rb_eLoadError,
+           "um-tls is linked with %s and the openssl gem with %s: an SSL of one cannot be used by "
+           "the other. Rebuild um-tls (gem pristine um-tls) against the gem's OpenSSL.",
+           ours.dli_fname, theirs);
+}
+
+static VALUE make_timeout_error(void) {
+  ID timeout = rb_intern("TimeoutError");
+  if (rb_const_defined(rb_cIO, timeout)) return rb_const_get(rb_cIO, timeout);
+  return rb_define_class_under(um_cUM, "TimeoutError", rb_eIOError);
+}
+
+__attribute__((visibility("default"))) void Init_um_tls(void) {
+#ifdef HAVE_RB_EXT_RACTOR_SAFE
+  rb_ext_ractor_safe(true);
+#endif
+  rb_require("openssl");
+  check_libssl();
+  um_cUM = rb_define_class("UM", rb_cObject);
+  um_eError = rb_define_class_under(um_cUM, "Error", rb_eStandardError);
+  um_eTimeout = make_timeout_error();
+  if (!rb_const_defined(um_cUM, rb_intern("TimeoutError"))) rb_define_const(um_cUM, "TimeoutError", um_eTimeout);
+  VALUE tls = rb_define_module_under(um_cUM, "TLS");
+  rb_define_const(um_cUM, "LIBRARY_VERSION", rb_obj_freeze(rb_str_new_cstr(um_version())));
+  rb_define_const(tls, "OPENSSL_VERSION", rb_obj_freeze(rb_str_new_cstr(OpenSSL_version(OPENSSL_VERSION))));
+  um_init_connection(tls);
+  um_init_machine();
+  um_init_machine_io();
+  um_init_queue();
+}

@@ -1,0 +1,195 @@
+# frozen_string_literal: true
+
+require "timeout"
+
+class UM
+  # A Fiber::Scheduler on a machine: what blocks in Fiber.schedule'd fibers goes through the ring,
+  # TLS included.
+  #
+  #   Fiber.set_scheduler(UM::FiberScheduler.new)
+  #   Fiber.schedule { Net::HTTP.get(uri) }
+  class FiberScheduler
+    # What may be given to #io_wait; the same bits as poll(2)'s.
+    READABLE = IO::READABLE
+    WRITABLE = IO::WRITABLE
+
+    P_PID = 1
+    P_ALL = 0
+    WEXITED = 4
+    WNOWAIT = 0x0100_0000
+    private_constant :P_PID, :P_ALL, :WEXITED, :WNOWAIT
+
+    def initialize(machine = UM.new)
+      @machine = machine
+    end
+
+    # The machine; after a fork the child's own.
+    def machine
+      @machine = UM.new unless @machine.ours?
+      @machine
+    end
+
+    # Runs until every fiber has ended.
+    def run
+      machine.drain
+    end
+
+    # At the end of the thread, or when another scheduler is set.
+    def close
+      return if @closing
+      @closing = true
+      return unless @machine.ours?
+      run
+      @closed = true
+      @machine.shut_down
+    end
+    alias scheduler_close close
+
+    def closed? = !!@closed
+
+    # Starts a fiber and lets it run until it first waits.
+    def fiber(&block)
+      raise "the scheduler is closed" if @closed
+      fiber = machine.spin { run_reported(block) }
+      machine.snooze
+      fiber
+    end
+
+    # ---- waiting ----
+
+    def block(_blocker, timeout = nil)
+      machine.park(timeout)
+    end
+
+    # From any thread.
+    def unblock(_blocker, fiber)
+      @machine.wake(fiber) unless @closed
+    end
+
+    def kernel_sleep(duration = nil)
+      duration ? machine.sleep(duration) : machine.park(nil)
+      true
+    end
+
+    def timeout_after(duration, klass = Timeout::Error, message = "execution expired", &block)
+      machine.timeout(duration, klass.new(message), &block)
+    end
+
+    # Ruby 4.0 calls it where a long computation could give way.
+    def yield
+      machine.snooze
+    end
+
+    def fiber_interrupt(fiber, exception)
+      error = exception.is_a?(Class) ? exception.new : exception
+      machine.schedule(fiber, error)
+    end
+
+    # ---- descriptors ----
+
+    def io_wait(io, events, timeout = nil)
+      return READABLE if events & READABLE != 0 && ahead?(io)
+      found = machine.poll_for(io, events, timeout) or return false
+      ready = found & (READABLE | WRITABLE | IO::PRIORITY)
+      # An error or a hang-up: the transfer that follows tells which.
+      ready.zero? ? events : ready & events
+    end
+
+    def io_select(readables, writables, exceptables, timeout = nil)
+      ahead = Array(readables).select { |io| ahead?(io) }
+      return [ahead, [], []] unless ahead.empty?
+      machine.select(readables, writables, exceptables, timeout)
+    end
+
+    def io_close(fd)
+      machine.close(fd)
+      true
+    rescue SystemCallError
+      false
+    end
+
+    # At least +length+ bytes; with 0, what is there.
+    def io_read(io, buffer, length, offset = 0)
+      total = 0
+      while offset < buffer.size
+        count = machine.read(io, buffer, buffer.size - offset, offset)
+        break if count.zero?
+        total += count
+        offset += count
+        break if total >= length
+      end
+      total
+    rescue SystemCallError => e
+      -e.errno
+    end
+
+    def io_write(io, buffer, _length, offset = 0)
+      machine.write(io, offset.zero? ? buffer : buffer.slice(offset, buffer.size - offset))
+    rescue SystemCallError => e
+      -e.errno
+    end
+
+    if RUBY_VERSION >= "3.2"
+      def io_pread(io, buffer, from, length, offset) = read_at(io, buffer, from, length, offset)
+
+      def io_pwrite(io, buffer, from, length, offset) = write_at(io, buffer, from, length, offset)
+    else
+      def io_pread(io, buffer, length, from) = read_at(io, buffer, from, length, 0)
+
+      def io_pwrite(io, buffer, length, from) = write_at(io, buffer, from, length, 0)
+    end
+
+    # ---- what only threads can do ----
+
+    def address_resolve(hostname)
+      machine.resolve(hostname)
+    rescue SocketError
+      nil
+    end
+
+    # Ruby 3.4: work that holds no lock of Ruby's.
+    def blocking_operation_wait(work)
+      machine.blocking { work.call }
+    end
+
+    # The end of the process is awaited in the ring, its status then taken at once.
+    def process_wait(pid, flags)
+      if flags & Process::WNOHANG == 0 && pid != 0 && pid >= -1
+        machine.waitid(pid == -1 ? P_ALL : P_PID, [pid, 0].max, WEXITED | WNOWAIT)
+      end
+      Fiber.new(blocking: true) { Process::Status.wait(pid, flags) }.resume
+    end
+
+    private
+
+    # Bytes that were received and decrypted, or could be, are in no descriptor.
+    def ahead?(io)
+      io.is_a?(TLS::Methods) && io.pending.positive?
+    end
+
+    def run_reported(block)
+      block.call
+    rescue Terminate
+      nil
+    rescue SystemExit, SignalException
+      raise
+    rescue Exception => e
+      warn "#{Fiber.current.inspect} terminated with exception:", e.full_message(highlight: false)
+      raise
+    end
+
+    def read_at(io, buffer, from, length, offset)
+      most = length.zero? ? buffer.size - offset : length
+      machine.read(io, buffer, most, offset, from)
+    rescue SystemCallError => e
+      -e.errno
+    end
+
+    def write_at(io, buffer, from, length, offset)
+      most = length.zero? ? buffer.size - offset : length
+      machine.write(io, buffer.slice(offset, most), nil, from)
+    rescue SystemCallError => e
+      -e.errno
+    end
+  end
+end

@@ -1,0 +1,303 @@
+# frozen_string_literal: true
+
+require_relative "socket_tests"
+
+# The machine itself.
+class TestMachine < TLSTest
+  def setup = @machine = UM.new
+
+  def teardown = @machine.shut_down
+
+  def test_spin_and_join
+    fiber = @machine.spin(3) { |value| @machine.sleep(0.01) and value * 2 }
+    assert_equal 6, @machine.join(fiber)
+    assert_equal [1, 2], @machine.join(-> { 1 }, -> { @machine.snooze and 2 })
+    error = @machine.join(@machine.spin { raise "no" })
+    assert_equal "no", error.message
+    assert_equal 2, @machine.await(@machine.spin { 1 }, @machine.spin { 2 })
+  end
+
+  def test_sleepers_wake_in_order
+    order = []
+    sleepers = [0.03, 0.01, 0.02].map { |time| @machine.spin { @machine.sleep(time) and order << time } }
+    took = seconds { @machine.await(*sleepers) }
+    assert_equal [0.01, 0.02, 0.03], order
+    assert_in_delta 0.03, took, 0.02
+  end
+
+  def test_read_and_write
+    reader, writer = UM.pipe
+    fiber = @machine.spin do
+      buffer = +"old"
+      [@machine.read(reader, buffer, 100), buffer]
+    end
+    assert_equal 5, @machine.write(writer, "hello")
+    assert_equal [5, "hello"], @machine.join(fiber)
+    buffer = IO::Buffer.new(16)
+    @machine.write(writer, IO::Buffer.for("12345678"), 4)
+    assert_equal 4, @machine.read(reader, buffer, 8, 2)
+    assert_equal "\0\0001234\0", buffer.get_string(0, 7)
+    assert_equal 6, @machine.writev(writer, "abc", "def")
+    string = +"123"
+    assert_equal 6, @machine.read(reader, string, 10, -1)
+    assert_equal "123abcdef", string
+    @machine.close(writer)
+    assert_equal 0, @machine.read(reader, string, 10)
+    @machine.close(reader)
+    assert_raises(Errno::EBADF) { @machine.read(reader, string, 10) }
+  end
+
+  def test_files
+    path = File.join(Dir.tmpdir, "um-#{$$}-#{rand(1 << 32)}")
+    fd = @machine.open(path, File::CREAT | File::RDWR)
+    assert_equal 11, @machine.write(fd, "hello world", nil, 0)
+    buffer = +""
+    assert_equal 5, @machine.read(fd, buffer, 5, 0, 6)
+    assert_equal "world", buffer
+    @machine.close(fd)
+    assert_raises(Errno::ENOENT) { @machine.open("/nonexistent/path", File::RDONLY) }
+  ensure
+    File.unlink(path) if File.exist?(path)
+  end
+
+  def test_sockets
+    server = @machine.socket(Socket::AF_INET, Socket::SOCK_STREAM)
+    @machine.setsockopt(server, Socket::SOL_SOCKET, Socket::SO_REUSEADDR, true)
+    @machine.bind(server, "127.0.0.1", 0)
+    @machine.listen(server, 10)
+    port = Socket.for_fd(server).tap { |s| s.autoclose = false }.local_address.ip_port
+    connections = UM::Queue.new
+    acceptor = @machine.spin { @machine.accept_into_queue(server, connections) }
+    client = @machine.socket(Socket::AF_INET, Socket::SOCK_STREAM)
+    @machine.connect(client, "localhost", port)
+    connection = @machine.shift(connections)
+    assert_equal 9, @machine.sendv(client, "abc", "def", "ghi")
+    buffer = +""
+    assert_equal 9, @machine.recv(connection, buffer, 100, 0)
+    assert_equal "abcdefghi", buffer
+    assert_equal [[connection], [], []].size, @machine.select([connection], [client], []).size
+    assert_equal [[], [client], []], @machine.select([connection], [client], [])
+    assert_nil @machine.select([connection], [], [], 0.01)
+    @machine.shutdown(client, Socket::SHUT_WR)
+    assert_equal 0, @machine.recv(connection, buffer, 100, 0)
+    @machine.terminate(acceptor)
+    @machine.await(acceptor)
+    [client, connection, server].each { |fd| @machine.close(fd) }
+  end
+
+  def test_timeout_takes_back_the_operation
+    reader, writer = UM.pipe
+    buffer = +""
+    assert_raises(UM::TimeoutError) do
+      @machine.timeout(0.02, UM::TimeoutError) { @machine.read(reader, buffer, 10) }
+    end
+    @machine.write(writer, "later")
+    assert_equal 5, @machine.read(reader, buffer, 10)
+    outer = assert_raises(RuntimeError) do
+      @machine.timeout(0.01, RuntimeError.new("outer")) do
+        @machine.timeout(5, RuntimeError.new("inner")) { @machine.sleep(5) }
+      end
+    end
+    assert_equal "outer", outer.message
+    [reader, writer].each { |fd| @machine.close(fd) }
+  end
+
+  def test_exceptions_into_parked_fibers
+    reader, writer = UM.pipe
+    fiber = @machine.spin do
+      @machine.read(reader, +"", 10)
+    rescue ArgumentError => e
+      buffer = +""
+      @machine.read(reader, buffer, 10)
+      [e.message, buffer]
+    end
+    @machine.snooze
+    fiber.raise(ArgumentError, "raised")
+    @machine.snooze
+    @machine.write(writer, "bytes")
+    assert_equal %w[raised bytes], @machine.join(fiber)
+    sleeper = @machine.spin { @machine.sleep(10) }
+    @machine.snooze
+    @machine.terminate(sleeper)
+    assert_nil @machine.join(sleeper)
+    [reader, writer].each { |fd| @machine.close(fd) }
+  end
+
+  def test_thread_raise_reaches_the_main_fiber
+    other = @machine.spin { @machine.sleep(0.05) and :undisturbed }
+    main = Thread.current
+    Thread.new { sleep(0.01) and main.raise(IndexError, "hey") }
+    assert_raises(IndexError) { @machine.sleep(5) }
+    assert_equal :undisturbed, @machine.join(other)
+  end
+
+  def test_schedule_and_yield
+    fiber = @machine.spin { [@machine.yield, @machine.yield] }
+    @machine.snooze
+    @machine.schedule(fiber, 1)
+    @machine.snooze
+    @machine.schedule(fiber, 2)
+    assert_equal [1, 2], @machine.join(fiber)
+  end
+
+  def test_queues
+    queue = UM::Queue.new(2)
+    order = []
+    producer = @machine.spin { 5.times { |i| @machine.push(queue, i) and order << i } }
+    @machine.snooze
+    assert_equal [0, 1], order
+    assert_equal [0, 1, 2, 3, 4], Array.new(5) { @machine.shift(queue) }
+    @machine.join(producer)
+    queue.push(1).push(2)
+    assert_equal 2, @machine.pop(queue)
+    queue.unshift(0)
+    assert_equal 0, queue.shift
+  end
+
+  def test_queue_between_threads
+    there, back = UM::Queue.new(4), UM::Queue.new
+    threads = Array.new(3) { Thread.new { while (item = there.shift) do back.push(item * 2) end } }
+    feeder = @machine.spin { 300.times { |i| @machine.push(there, i) } }
+    got = @machine.join(@machine.spin { Array.new(300) { @machine.shift(back) } })
+    @machine.join(feeder)
+    3.times { there.push(nil) }
+    threads.each(&:join)
+    assert_equal (0...300).map { |i| i * 2 }, got.sort
+  end
+
+  def test_mutex
+    mutex = UM::Mutex.new
+    inside = 0
+    workers = Array.new(5) do
+      @machine.spin do
+        @machine.synchronize(mutex) do
+          inside += 1
+          @machine.sleep(0.001)
+          raise "two inside" if inside != 1
+          inside -= 1
+        end
+      end
+    end
+    assert_equal [nil], @machine.join(workers).map { |x| x.is_a?(Exception) ? x : nil }.uniq
+    refute mutex.locked?
+  end
+
+  def test_inner_fibers_may_wait
+    list = Enumerator.new { |y| 3.times { |i| @machine.sleep(0.001) and y << i } }
+    assert_equal [0, 1, 2], @machine.join(@machine.spin { Array.new(3) { list.next } })
+    list.rewind
+    assert_equal [0, 1, 2], Array.new(3) { list.next }
+  end
+
+  def test_waitid_and_blocking
+    pid = fork { exit!(3) }
+    assert_equal [pid, 3, 1], @machine.waitid(1, pid, 4)
+    assert_equal 5, @machine.blocking { sleep(0.01) && 5 }
+    assert_raises(ArgumentError) { @machine.blocking { raise ArgumentError } }
+    assert_equal ["127.0.0.1"], @machine.resolve("127.0.0.1")
+  end
+
+  def test_the_child_of_a_fork_is_refused_and_may_begin_anew
+    @machine.sleep(0.001)
+    status = @machine.join(@machine.spin do
+      pid = fork do
+        refused = begin
+          @machine.sleep(1)
+        rescue UM::Error
+          :refused
+        end
+        machine = UM.new
+        exit!(refused == :refused && machine.join(machine.spin { machine.sleep(0.001) and 1 }) == 1 ? 0 : 1)
+      end
+      Process.wait2(pid)[1]
+    end)
+    assert_equal 0, status.exitstatus
+  end
+
+  def test_another_thread_is_refused
+    @machine.snooze
+    error = Thread.new { @machine.sleep(1) rescue $! }.value
+    assert_kind_of UM::Error, error
+  end
+
+  def test_many_fibers_and_the_garbage_collector
+    reader, writer = UM.pipe
+    fibers = Array.new(200) do |i|
+      @machine.spin do
+        buffer = +""
+        @machine.read(reader, buffer, 1)
+        buffer.ord + i - i
+      end
+    end
+    @machine.snooze
+    fibers.map!(&:object_id).clear if fibers.empty?
+    GC.start
+    GC.compact if GC.respond_to?(:compact)
+    200.times { |i| @machine.write(writer, "x") }
+    assert_equal ["x".ord] * 200, @machine.join(fibers)
+    [reader, writer].each { |fd| @machine.close(fd) }
+  end
+
+  def test_metrics_and_options
+    assert_operator @machine.metrics[:ticks], :>=, 0
+    assert_raises(UM::Error) { UM.new(size: 3) }
+    UM.new(size: 64, sqpoll: true).tap { |machine| assert_equal 0.001, machine.sleep(0.001) }.shut_down
+  end
+
+  # Ruby uses native threads again: what a thread left behind must not be found by the next.
+  def test_a_machine_may_be_left_behind_by_its_thread
+    5.times do
+      Thread.new do
+        machine = UM.new
+        machine.spin { machine.sleep(100) }
+        machine.snooze
+      end.join
+      GC.start
+      near, far = tcp_pair
+      assert_equal 0.001, Thread.new { UM.new.sleep(0.001) }.value
+      [near, far].each(&:close)
+    end
+  end
+
+  def test_exit_in_a_fiber_ends_the_program
+    load_path = $LOAD_PATH.flat_map { |folder| ["-I", folder.to_s] }
+    system(RbConfig.ruby, *load_path, "-rum/tls", "-e", <<~RUBY)
+      m = UM.new
+      r, w = UM.pipe
+      m.spin { m.read(r, +"", 10) }
+      m.spin { m.sleep(0.01); exit(9) }
+      m.sleep(10)
+    RUBY
+    assert_equal 9, $?.exitstatus
+  end
+
+  def test_unfinished_fibers_keep_it_open
+    fiber = @machine.spin { @machine.sleep(10) }
+    @machine.snooze
+    assert_raises(UM::Error) { @machine.shut_down }
+    @machine.terminate(fiber)
+    @machine.await(fiber)
+  end
+end
+
+# Our sockets in fibers of a machine.
+class TestOnMachine < TLSTest
+  include SocketTests
+
+  def setup = @machine = UM.new
+
+  def teardown = @machine.shut_down
+
+  # In an array, because a fiber's result is also the exception that ended it.
+  def around
+    result = @machine.join(@machine.spin { [yield] })
+    result.is_a?(Exception) ? raise(result) : result[0]
+  end
+
+  def concurrently(*blocks)
+    results = @machine.join(blocks.map { |block| -> { [block.call] } })
+    results.map { |result| result.is_a?(Exception) ? raise(result) : result[0] }
+  end
+
+  def kinds = %i[ours]
+end
