@@ -12,6 +12,7 @@ mkdir -p "$reports"
 # leaked, a test may not look at the exit code of a program that it started, and Criterion 2.4's
 # own runner leaks 48 bytes when a test takes long. Other errors abort as well.
 export ASAN_OPTIONS="log_path=$reports/asan:detect_leaks=1:exitcode=0:abort_on_error=1"
+export LSAN_OPTIONS="print_suppressions=0" # else a file that says only that one was used
 export UBSAN_OPTIONS="log_path=$reports/ubsan:print_stacktrace=1:abort_on_error=1"
 
 # True for a report of nothing but leaks that Criterion or its libraries allocated themselves. A
