@@ -431,21 +431,23 @@ static int receive_scrap(um_tls *tls, um_time until) {
 }
 
 /* With nothing unread it is enough that the peer's kernel has it all; nothing tells us
- * when, so look again and again. */
-static void linger(um_tls *tls, um_time deadline) {
+ * when, so look again and again. A cancellation is the caller's to hear of. */
+static int linger(um_tls *tls, um_time deadline) {
   int fd = tls->conn.fd;
   bool unread = tls->conn.received || queued_in_kernel(fd, FIONREAD);
-  if (!unread && !queued_in_kernel(fd, SIOCOUTQNSD)) return;
+  if (!unread && !queued_in_kernel(fd, SIOCOUTQNSD)) return 0;
   shutdown(fd, SHUT_WR);
   um_time until = um_now() + (unread ? LINGER_UNREAD : LINGER_UNSENT), now;
   if (deadline < until) until = deadline;
   for (size_t total = 0; total < LINGER_BYTES && (now = um_now()) < until;) {
-    if (!unread && !queued_in_kernel(fd, SIOCOUTQ)) return;
+    if (!unread && !queued_in_kernel(fd, SIOCOUTQ)) return 0;
     um_time look = now + LINGER_LOOK;
     int result = receive_scrap(tls, unread || until < look ? until : look);
-    if (result == 0 || (result < 0 && result != -ETIMEDOUT)) return;
+    if (result == -ECANCELED) return result;
+    if (result == 0 || (result < 0 && result != -ETIMEDOUT)) return 0;
     if (result > 0) total += (size_t)result;
   }
+  return 0;
 }
 
 static void give_up_fd(um_tls *tls) {
@@ -462,7 +464,7 @@ int um_tls_close(um_tls *tls, um_time deadline) {
   bool unread = tls->conn.received != 0;
   int result = um__conn_close(&tls->conn, deadline);
   tls->conn.received = unread;
-  if (result == 0 && !(tls->flags & UM_TLS_KEEP_FD)) linger(tls, deadline);
+  if (result == 0 && !(tls->flags & UM_TLS_KEEP_FD)) result = linger(tls, deadline);
   tls->conn.received = 0;
   give_up_fd(tls);
   um__tls_free(tls);
