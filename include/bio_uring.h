@@ -8,6 +8,7 @@
 
 #include <bio_uring/base.h>
 #include <bio_uring/reactor.h>
+#include <bio_uring/observe.h>
 #include <bio_uring/fiber.h>
 #include <bio_uring/host.h>
 #include <bio_uring/sync.h>

@@ -11,7 +11,8 @@ root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 deps=$root/build/deps
 
 packages="gcc libc6-dev make meson ninja-build pkgconf python3 libssl-dev libcriterion-dev
-  openssl curl gnutls-bin nginx strace ca-certificates"
+  openssl curl gnutls-bin nginx strace ca-certificates
+  systemtap-sdt-dev python3-prometheus-client"
 [ -d "$root/ext/ruby" ] && packages="$packages ruby ruby-dev ruby-minitest"
 
 packages="$packages $*"

@@ -16,6 +16,7 @@ struct um_tls {
   um_reactor *reactor;
   char *hostname;
   unsigned flags;
+  um_time begun;
   bool server, shaken, notified; /* notified: close_notify was sent */
   bool shaking;          /* a fiber shakes hands; others wait in `shakers` */
   um_waitq shakers;

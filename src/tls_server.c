@@ -299,8 +299,9 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
     um__free(l);
     return -ENOMEM;
   }
+  um_fiber_options options = {.name = "accepting"};
   int result = um_acceptor_create(&l->acceptor, listen_fd);
-  if (result == 0) result = um_fiber_spawn(NULL, &l->accepting, accept_loop, l, NULL);
+  if (result == 0) result = um_fiber_spawn(NULL, &l->accepting, accept_loop, l, &options);
   if (result < 0) listener_free(l);
   else *out = l;
   return result;

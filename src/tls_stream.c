@@ -1,5 +1,6 @@
 /* TLS streams: making them, shaking hands, ending them. Every SSL_* call is pure
  * computation on the shared stack; fibers park outside OpenSSL. */
+#include "log.h"
 #include "tls_internal.h"
 
 #include "error.h"
@@ -46,18 +47,19 @@ static void run_call(void *argument) {
 /* Fibers keep small stacks: OpenSSL's deep frames go to one stack for all, hot in
  * cache. A runtime's own fibers (bio_uring/host.h) stay on theirs. */
 static void on_shared_stack(um_reactor *r, void (*fn)(void *), void *argument) {
-  if (!um_fiber_self() || r->on_shared_stack) {
+  if (!um_fiber_self() || r->must_not_wait) {
     fn(argument);
     return;
   }
-  r->on_shared_stack = true;
+  r->must_not_wait = true;
   um__call_on(r->shared_stack, fn, argument);
-  r->on_shared_stack = false;
+  r->must_not_wait = false;
 }
 
 static int explain(um_tls *tls, int code, const char *what) {
   const char *name = tls->hostname ? tls->hostname : tls->server ? "client" : "server";
   snprintf(tls->message, sizeof tls->message, "%s: %s", name, what);
+  um__log(UM_LOG_INFO, "fd %d: %s", tls->conn.fd, tls->message);
   return tls->failed = code;
 }
 
@@ -199,13 +201,22 @@ static int do_handshake(SSL *ssl, void *buffer, size_t length, size_t *done) {
   return SSL_do_handshake(ssl);
 }
 
+static void shaken(um_tls *tls) {
+  um_time duration = um_now() - tls->begun;
+  tls->shaken = true;
+  um__histogram_add(&tls->reactor->histograms.handshake, duration);
+  UM_PROBE2(handshake, tls, duration);
+  um__log(UM_LOG_DEBUG, "fd %d: %s, %s%s", tls->conn.fd, SSL_get_version(tls->ssl),
+          SSL_get_cipher_name(tls->ssl), SSL_session_reused(tls->ssl) ? ", resumed" : "");
+}
+
 int um__tls_handshake_step(um_tls *tls) {
   if (tls->shaken) return 1;
   if (tls->failed) return tls->failed;
   int result = tls->ssl ? 0 : um__tls_make_ssl(tls, NULL);
   if (result < 0) return result;
   result = um__ssl_call(tls, do_handshake, NULL, 0, NULL);
-  if (result > 0) tls->shaken = true;
+  if (result > 0) shaken(tls);
   return result == 0 ? explain(tls, UM_ETRUNCATED, "closed during the handshake") : result;
 }
 
@@ -314,6 +325,7 @@ int um__tls_new(um_tls **out, um_reactor *r, int fd, SSL_CTX *ctx, const um_tls_
   um__conn_attach(&tls->conn, r);
   tls->reactor = r;
   tls->server = server;
+  tls->begun = um_now();
   tls->ctx = ctx;
   SSL_CTX_up_ref(ctx);
   *out = tls;

@@ -43,6 +43,9 @@ struct um_task { /* private, but for its size */
   int wake_reason;
   unsigned char state, cancel_pending, cancelled, shield;
   unsigned turn_used; /* plaintext bytes read since it was resumed */
+  const char *waits_for;
+  int waits_fd;
+  um_time since; /* it is in its state */
 };
 
 /* Makes `task` known to the reactor; it is not runnable yet. The reactor does

@@ -54,6 +54,15 @@ UM_API int um_tls_ctx_client(SSL_CTX **out, const char *ca_file, um_error *error
 #define UM_TLS_INSECURE 0x1u   /* client: accept any certificate and any name */
 #define UM_TLS_KEEP_FD 0x2u    /* closing leaves the descriptor open */
 
+/* Appends the secrets of this context's connections to `file` (created for its owner
+ * only), in the format of NSS and Wireshark: whoever reads it can decrypt what was
+ * recorded. NULL means the file named by the environment's SSLKEYLOGFILE, if any: without
+ * it, or in a process with raised privileges (secure_getenv(3)), nothing is logged. A
+ * line that cannot be written is dropped. Before the context is used. 1 when secrets
+ * are logged from now on, 0 when not; -errno of open(2), -ENOMEM. */
+UM_API int um_tls_ctx_keylog(SSL_CTX *ctx, const char *file, um_error *error);
+
+
 /* Zero or NULL in any field means the default. Nothing is kept but copies. */
 typedef struct um_tls_options {
   const char *hostname;     /* client: name (or IP literal) to verify; names are sent as SNI.

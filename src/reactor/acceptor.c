@@ -1,6 +1,7 @@
 /* Accepting with one multishot operation, with back-off while descriptors or
  * memory are short. */
 #include "alloc.h"
+#include "../log.h"
 #include "reactor.h"
 #include "waitq.h"
 
@@ -50,7 +51,10 @@ static bool of_one_connection(int error) {
   }
 }
 
-static void back_off(um_acceptor *a) {
+static void back_off(um_acceptor *a, int error) {
+  if (!a->backoff)
+    um__log(UM_LOG_WARNING, "accepting pauses: %s%s", um_strerror(error),
+            error == -EMFILE ? ": raise the limit of open files (RLIMIT_NOFILE)" : "");
   a->backoff = !a->backoff ? BACKOFF_FIRST : a->backoff < BACKOFF_MOST / 2 ? a->backoff * 2 : BACKOFF_MOST;
   UM_COUNT(a->reactor, accept_backoffs, 1);
   um__timer_set(a->reactor, &a->retry, um_now() + a->backoff);
@@ -74,7 +78,7 @@ static int keep(um_acceptor *a, int fd) {
 }
 
 static void failed(um_acceptor *a, int error) {
-  if (short_of_something(error)) back_off(a);
+  if (short_of_something(error)) back_off(a, error);
   else if (error == -EAGAIN) a->poll_first = true;
   else if (!of_one_connection(error)) a->error = error;
 }
@@ -93,7 +97,7 @@ static void accept_done(um_op *op, const um_completion *completion) {
     failed(a, fd);
   } else if (keep(a, fd) < 0) {
     close(fd);
-    back_off(a);
+    back_off(a, -ENOMEM);
   } else {
     a->backoff = 0;
   }
@@ -116,7 +120,7 @@ static void arm(um_acceptor *a) {
   enum um_op_code code = a->poll_first ? UM_OP_POLL : multi ? UM_OP_ACCEPT_MULTI : UM_OP_ACCEPT;
   um_op *op = um__op_new(a->reactor, code, a->listen_fd);
   if (!op) {
-    back_off(a);
+    back_off(a, -ENOMEM);
     return;
   }
   op->owner = a;
@@ -127,7 +131,7 @@ static void arm(um_acceptor *a) {
   int result = um__op_submit(op);
   if (result < 0) {
     a->op = NULL;
-    back_off(a);
+    back_off(a, result);
   }
 }
 
@@ -154,6 +158,7 @@ int um_acceptor_next(um_acceptor *a, um_time deadline) {
   while (a->first == a->last && !a->error) {
     arm(a);
     a->waiter = task;
+    um__waits_for(a->reactor, "accept", a->listen_fd);
     int result = um__park(a->reactor, deadline);
     a->waiter = NULL;
     if (result == 0) continue;

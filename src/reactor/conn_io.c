@@ -112,6 +112,7 @@ int um__conn_wait_readable(um_conn *conn, um_time deadline) {
     int result = um__conn_arm(conn);
     if (result < 0) return result;
     um_task *task = conn->reader = um__task();
+    um__waits_for(conn->reactor, "recv", conn->fd);
     result = um__park(conn->reactor, deadline);
     conn->reader = NULL;
     if (result == 0) continue;
@@ -233,6 +234,7 @@ static int wait_drained(um_conn *conn, size_t limit, um_time deadline, bool clos
   uint64_t end = conn->queued < limit ? 0 : conn->queued - limit;
   while (!has_left(conn, end)) {
     if (conn->closing && !closer) return UM_ECLOSED;
+    um__waits_for(conn->reactor, "send", conn->fd);
     int result = um__waitq_wait(&conn->drained, deadline);
     if (result < 0 && !has_left(conn, end)) return result;
     if (result == -ECANCELED) um__task()->cancel_pending = 1;

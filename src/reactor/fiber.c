@@ -127,6 +127,7 @@ static void fiber_end(um_fiber *fiber) {
   locals_destroy(fiber);
   group_leave(fiber);
   LIST_REMOVE(fiber, link);
+  UM_PROBE2(fiber_end, fiber, fiber->result);
   UM_COUNT(r, fibers, -1);
   um_task_unregister(&fiber->task);
   fiber->ended = true;
@@ -177,7 +178,9 @@ static int make(um_reactor *r, um_fiber **out, um_fiber_fn fn, void *arg,
   fiber->arg = arg;
   fiber->name = options ? options->name : NULL;
   if (group) group_enter(group, fiber);
+  fiber->task.since = r->looked;
   LIST_INSERT_HEAD(&r->fibers, fiber, link);
+  UM_PROBE2(fiber_spawn, fiber, fn);
   UM_COUNT(r, spawned, 1);
   UM_COUNT(r, fibers, 1);
   *out = fiber;
@@ -205,7 +208,8 @@ int um_group_spawn(um_group *group, um_fiber_fn fn, void *arg, const um_fiber_op
 int um__group_run(um_group *group, um_fiber_fn fn, void *arg) {
   um_fiber *fiber;
   um_reactor *r = um__reactor();
-  int result = make(r, &fiber, fn, arg, NULL, group);
+  static const um_fiber_options options = {.name = "connection"};
+  int result = make(r, &fiber, fn, arg, &options, group);
   if (result == 0) um__task_resume(r, &fiber->task);
   return result;
 }
@@ -232,6 +236,33 @@ void um_reactor_cancel_all(um_reactor *r) {
   LIST_FOREACH(fiber, &r->fibers, link) um_fiber_cancel(fiber);
 }
 
+/* ---- looking at them ---- */
+
+static void describe(const um_fiber *fiber, um_time now, um_fiber_info *info) {
+  static const char *const states[] = {"new", "waiting", "ready", "running"};
+  const um_task *task = &fiber->task;
+  bool waiting = task->state == UM_TASK_PARKED;
+  *info = (um_fiber_info){.name = fiber->name, .state = states[task->state], .fd = -1,
+                          .age = now - task->since, .deadline = UM_FOREVER, .id = fiber};
+  if (!waiting) return;
+  info->waits_for = task->waits_for ? task->waits_for : "a wake-up";
+  info->fd = task->waits_for ? task->waits_fd : -1;
+  info->deadline = task->timer.deadline;
+}
+
+int um_reactor_fibers(um_reactor *r, void (*fn)(const um_fiber_info *, void *), void *arg) {
+  int result = um__reactor_check(r);
+  if (result < 0) return result;
+  um_fiber *fiber;
+  um_fiber_info info;
+  um_time now = um_now();
+  LIST_FOREACH(fiber, &r->fibers, link) {
+    describe(fiber, now, &info);
+    fn(&info, arg);
+  }
+  return 0;
+}
+
 um_fiber *um_fiber_self(void) {
   um_reactor *r = um__reactor();
   um_task *task = r ? r->current : NULL;
@@ -251,6 +282,7 @@ int um_fiber_yield(void) {
 int um_fiber_sleep(um_time until) {
   um_task *task = um__task();
   if (!task) return UM_ENOTFIBER;
+  um__waits_for(task->reactor, "sleep", -1);
   int reason = um__park(task->reactor, until);
   return reason == -ETIMEDOUT ? 0 : reason;
 }

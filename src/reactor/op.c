@@ -62,6 +62,8 @@ void um__op_release(um_op *op) {
 int um__op_submit(um_op *op) {
   um_reactor *r = op->reactor;
   int result = r->supported >> op->code & 1 ? r->backend->submit(r, op) : -EOPNOTSUPP;
+  UM_PROBE3(op_submit, um__op_user_data(op), op->code, op->fd);
+  if (unlikely(r->trace)) um__trace(r, UM_TRACE_SUBMIT, op, result, false);
   if (unlikely(result < 0)) {
     um__op_release(op);
     return result;
@@ -77,6 +79,7 @@ void um__op_cancel(um_op *op) {
   if (!op->in_kernel || op->cancelling) return;
   UM_COUNT(r, cancels, 1);
   if (r->backend->cancel(r, op) < 0) return;
+  if (unlikely(r->trace)) um__trace(r, UM_TRACE_CANCEL, op, 0, false);
   op->cancelling = true;
 }
 
@@ -104,6 +107,8 @@ void um__op_complete(um_reactor *r, uint64_t user_data, const um_completion *com
   if (user_data & UM_USER_DATA_CANCEL) {
     op->cancelling = false;
   } else {
+    UM_PROBE3(op_complete, user_data, completion->result, completion->more);
+    if (unlikely(r->trace)) um__trace(r, UM_TRACE_COMPLETE, op, completion->result, completion->more);
     if (!completion->more) {
       op->in_kernel = false;
       UM_COUNT(r, pending, -1);
@@ -128,6 +133,7 @@ int um__await(um_op *op, um_time deadline) {
   if (result < 0) return result;
   int why = 0;
   while (op->in_kernel) {
+    um__waits_for(r, um__op_name(op->code), op->fd);
     if (why) um__park_shielded(r);
     else if ((why = um__park(r, deadline)) < 0 && op->in_kernel) um__op_cancel(op);
   }

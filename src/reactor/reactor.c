@@ -2,6 +2,7 @@
 #include "reactor.h"
 
 #include "../error.h"
+#include "../log.h"
 #include "alloc.h"
 #include "conn.h"
 #include "slab.h"
@@ -23,7 +24,10 @@ static void count_fork(void) {
   thread_reactor = NULL;
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+static void first_use(void) {
+  pthread_atfork(NULL, NULL, count_fork);
+  um__log_init();
+}
 
 um_reactor *um__reactor(void) { return thread_reactor; }
 
@@ -117,7 +121,7 @@ static int allocate_parts(um_reactor *r) {
 
 int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_error *error) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, watch_forks);
+  pthread_once(&once, first_use);
   *out = NULL;
   if (error) *error = (um_error){0};
   um_reactor *r = um__alloc(sizeof *r);
@@ -136,6 +140,8 @@ int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_erro
     reactor_free(r);
     return result;
   }
+  um__log(UM_LOG_INFO, "reactor: %s, %u entries, %u buffers of %u bytes", r->backend->name,
+          r->config.entries, r->config.buffer_count, r->config.buffer_size);
   *out = r;
   return 0;
 }
@@ -189,8 +195,9 @@ static int tick(um_reactor *r, um_time until) {
     um_time next = um__timers_next(r);
     if (next < until) until = next;
   }
+  um__histogram_add(&r->histograms.busy, um_now() - r->looked);
   int result = r->backend->wait(r, until);
-  um__timers_expire(r);
+  um__timers_expire(r, r->looked = um_now());
   um__posts_run(r);
   return result;
 }
@@ -214,6 +221,7 @@ static int enter(um_reactor *r) {
     }
   }
   r->running = true;
+  r->looked = um_now();
   thread_reactor = r;
   return 0;
 }

@@ -3,6 +3,7 @@
 #define UM_REACTOR_H
 
 #include "backend.h"
+#include "observe.h"
 #include "op.h"
 #include "stack.h"
 
@@ -37,7 +38,7 @@ struct um_reactor {
   um_task *current;        /* running task; NULL in the loop itself */
   um_context loop;         /* the loop's own, while a fiber runs */
   um_stack *shared_stack;  /* OpenSSL's, for every fiber (tls_stream.c) */
-  bool on_shared_stack;
+  bool must_not_wait;      /* on the shared stack, or in a trace callback */
 
   um_task_queue ready;     /* run in this tick */
   um_task_queue yielded;   /* run after the ring was looked at */
@@ -76,6 +77,12 @@ struct um_reactor {
   bool owned, running;
   unsigned fork_generation;
   um_metrics metrics;
+
+  um_trace_fn trace;       /* or NULL */
+  void *trace_arg;
+  bool tracing;
+  um_time looked;          /* when the ring was looked at last */
+  um_histograms histograms;
 };
 
 /* Counters are written by the owning thread only and may be read by any. */
@@ -95,6 +102,11 @@ um_task *um__task_queue_pop(um_task_queue *queue);
 void um__task_wake(um_task *task, int reason);
 /* Parks the current task: 0 when woken, -ETIMEDOUT, -ECANCELED, or the host's code. */
 int um__park(um_reactor *reactor, um_time deadline);
+/* Before a park: what for, for those who look at fibers. */
+static inline void um__waits_for(um_reactor *reactor, const char *what, int fd) {
+  reactor->current->waits_for = what;
+  reactor->current->waits_fd = fd;
+}
 /* The same for drains: neither deadline nor cancellation ends it. */
 void um__park_shielded(um_reactor *reactor);
 /* Runs other tasks first. `turn`: wait for this connection's turn instead. */
@@ -115,7 +127,7 @@ void um__timer_set(um_reactor *reactor, struct um_timer *timer, um_time deadline
 void um__timer_clear(struct um_timer *timer);  /* O(1): it stays in the heap */
 void um__timer_remove(um_reactor *reactor, struct um_timer *timer); /* before its memory goes */
 um_time um__timers_next(um_reactor *reactor);
-void um__timers_expire(um_reactor *reactor);
+void um__timers_expire(um_reactor *reactor, um_time now);
 
 /* ---- posts (post.c) ---- */
 void um__posts_run(um_reactor *reactor);

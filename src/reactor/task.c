@@ -47,8 +47,10 @@ void um_task_unregister(um_task *task) {
 
 void um__task_wake(um_task *task, int reason) {
   if (task->state != UM_TASK_PARKED && task->state != UM_TASK_NEW) return;
+  UM_PROBE2(task_wake, task, reason);
   task->wake_reason = reason;
   task->state = UM_TASK_READY;
+  task->since = task->reactor->looked;
   um__task_queue_push(&task->reactor->ready, task);
 }
 
@@ -61,7 +63,7 @@ void um_task_cancel(um_task *task) {
 
 um_task *um__task(void) {
   um_reactor *r = um__reactor();
-  return r && !r->on_shared_stack ? r->current : NULL;
+  return r && !r->must_not_wait ? r->current : NULL;
 }
 
 um_task *um_task_current(void) { return um__task(); }
@@ -87,9 +89,12 @@ static int park_in(um_reactor *r, um_task *task, um_task_queue *queue) {
   } else {
     task->state = UM_TASK_PARKED;
   }
+  task->since = r->looked;
+  UM_PROBE2(task_park, task, task->waits_for);
   int result = task->host->park(task->host, task);
   r->current = task;
   task->state = UM_TASK_RUNNING;
+  task->waits_for = NULL;
   task->turn_used = 0;
   return take_reason(task, result);
 }
@@ -126,6 +131,7 @@ void um__task_resume(um_reactor *r, um_task *task) {
   r->current = task;
   task->state = UM_TASK_RUNNING;
   UM_COUNT(r, switches, 1);
+  UM_PROBE1(task_resume, task);
   task->host->resume(task->host, task);
   r->current = NULL;
 }

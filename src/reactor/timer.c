@@ -95,9 +95,7 @@ um_time um__timers_next(um_reactor *r) {
   return top ? top->at : UM_FOREVER;
 }
 
-void um__timers_expire(um_reactor *r) {
-  if (!r->timer_count) return;
-  um_time now = um_now();
+void um__timers_expire(um_reactor *r, um_time now) {
   for (struct um_timer *top; (top = settled_top(r)) && top->at <= now;) {
     um__timer_remove(r, top);
     top->deadline = UM_FOREVER;

@@ -44,6 +44,9 @@ static int parse(server *s, int argc, char **argv) {
         "(default: 60)"),
     OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
         "for running requests after SIGTERM (default: 10)"),
+    OPT("metrics", "HOST:PORT", OPTION_TEXT, metrics,
+        "counters and histograms in Prometheus' text format,\nover plain HTTP at /metrics: "
+        "keep that port private"),
     OPT("cubic", NULL, OPTION_FLAG, cubic,
         "congestion control cubic on every connection\n(for benchmarks)"),
     OPT("verbose", NULL, OPTION_FLAG, verbose, "say more about connections that end early"),
@@ -59,7 +62,8 @@ static int parse(server *s, int argc, char **argv) {
       "Prints \"listening on HOST:PORT\" once it accepts. SIGTERM or SIGINT: accepts no\n"
       "more, finishes running requests (for at most --drain-timeout), closes idle\n"
       "connections with close_notify and exits 0. A second one stops at once, also with 0.\n"
-      "Connections that fail are reported on standard error, a few lines a second at most.",
+      "SIGUSR1: lists every fiber, what it waits for and for how long, on standard error.\n"
+      "Connections that fail are reported there, too, a few lines a second at most.",
     .examples =
       "  um-tls serve --cert cert.pem --key key.pem --root /srv/www --listen :8443\n"
       "  um-tls serve --cert cert.pem --key key.pem --echo --threads 2\n"
@@ -75,6 +79,8 @@ static int check(const serve_options *o) {
   if (!address_has_port(o->listen))
     return fail(EXIT_USAGE, "--listen %s: wanted is HOST:PORT, [IPV6]:PORT or :PORT, "
                 "with a port up to 65535", o->listen);
+  if (o->metrics && !address_has_port(o->metrics))
+    return fail(EXIT_USAGE, "--metrics %s: wanted is HOST:PORT, [IPV6]:PORT or :PORT", o->metrics);
   if (!!o->root + !!o->body + o->echo > 1)
     return fail(EXIT_USAGE,
                 "--root, --body and --echo exclude each other; see um-tls serve --help");
@@ -103,7 +109,8 @@ static int run(server *s) {
 int command_serve(int argc, char **argv) {
   server s = {.options = {.listen = "localhost:8443", .threads = 1, .handshake_timeout = 10000,
                           .idle_timeout = 60000, .drain_timeout = 10000,
-                          .max_connections = 100000}};
+                          .max_connections = 100000},
+              .metrics_fd = -1};
   int code = parse(&s, argc, argv);
   if (code != OPTIONS_GO_ON) return code;
   if ((code = check(&s.options)) != EXIT_OK) return code;

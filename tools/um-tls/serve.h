@@ -5,6 +5,7 @@
 #include "alpn.h"
 #include "echo_service.h"
 #include "http_service.h"
+#include "serve_log.h"
 
 #include <bio_uring/sync.h>
 #include <pthread.h>
@@ -13,13 +14,28 @@
 #include <stdint.h>
 
 typedef struct serve_options {
-  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root;
+  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics;
   uint64_t threads, max_connections, body;
   int64_t handshake_timeout, idle_timeout, drain_timeout; /* ms */
   bool echo, cubic, verbose;
 } serve_options;
 
-struct serve_worker;
+struct server;
+
+typedef struct serve_worker {
+  struct server *server;
+  um_reactor *reactor;
+  um_tls_listener *listener; /* while it serves; its reactor's thread only */
+  http_service *http;
+  serve_log log;
+  pthread_t thread;
+  int fd; /* listening */
+  /* For the metrics' fiber: a copy of the listener's counters is asked for, was made, and
+   * the one that was shown last. */
+  bool asked;
+  um_semaphore copying;
+  um_tls_listener_stats copied, shown;
+} serve_worker;
 
 /* The whole program; its workers run a reactor each, the first on the main thread. */
 typedef struct server {
@@ -28,13 +44,14 @@ typedef struct server {
   alpn_list alpn;
   http_site site;
   echo_service echo;
-  struct serve_worker *workers;
+  serve_worker *workers;
   unsigned count;
   char address[160];     /* of the socket, with the real port */
   atomic_uint starting;  /* workers that do not accept yet */
   um_event drain;        /* set by the first signal, or when a worker cannot start */
   um_semaphore drained;  /* one for each worker whose connections have ended */
   pthread_barrier_t ended; /* every reactor's run is over */
+  int metrics_fd;        /* -1: none */
   atomic_int exit_code;
 } server;
 

@@ -37,6 +37,8 @@ int serve_tls_setup(server *s) {
   um_error error;
   int result = um_tls_ctx_server(&s->ctx, o->cert, o->key, &error);
   if (result) return fail(exit_code_for(result), "%s", error.message);
+  if ((result = um_tls_ctx_keylog(s->ctx, NULL, &error)) < 0) return fail(EXIT_FILE, "%s", error.message);
+  if (result > 0) say("SSLKEYLOGFILE is set: whoever reads that file can decrypt every connection");
   if (o->min_tls && !strcmp(o->min_tls, "1.3"))
     SSL_CTX_set_min_proto_version(s->ctx, TLS1_3_VERSION);
   int code = o->client_ca ? require_clients(s->ctx, o->client_ca) : EXIT_OK;

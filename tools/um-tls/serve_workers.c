@@ -5,7 +5,7 @@
 #include "exit_codes.h"
 #include "say.h"
 #include "serve.h"
-#include "serve_log.h"
+#include "serve_observe.h"
 
 #include <bio_uring.h>
 #include <netinet/in.h>
@@ -17,15 +17,6 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
-
-typedef struct serve_worker {
-  server *server;
-  um_reactor *reactor;
-  http_service *http;
-  serve_log log;
-  pthread_t thread;
-  int fd; /* listening */
-} serve_worker;
 
 /* ---- sockets ---- */
 
@@ -71,12 +62,13 @@ int serve_workers_create(server *s) {
   for (unsigned i = 0; i < s->count; i++) {
     s->workers[i].fd = -1;
     s->workers[i].server = s;
+    um_semaphore_init(&s->workers[i].copying, 0);
     s->workers[i].log.verbose = s->options.verbose;
   }
   int code = EXIT_OK;
   for (unsigned i = 0; i < s->count && code == EXIT_OK; i++)
     code = create_worker(s, &s->workers[i]);
-  return code;
+  return code == EXIT_OK ? serve_metrics_bind(s) : code;
 }
 
 void serve_workers_destroy(server *s) {
@@ -86,6 +78,7 @@ void serve_workers_destroy(server *s) {
     http_service_destroy(w->http);
     if (w->fd >= 0) close(w->fd);
   }
+  if (s->metrics_fd >= 0) close(s->metrics_fd);
   free(s->workers);
 }
 
@@ -145,9 +138,11 @@ static int serve_and_drain(void *arg) {
                  fail(exit_code_for(result), "cannot serve: %s", um_strerror(result)));
     ask_to_drain(s);
   } else {
+    w->listener = listener;
     announce(s);
     um_event_wait(&s->drain, UM_FOREVER);
     drain(w, listener);
+    w->listener = NULL;
   }
   um_semaphore_release(&s->drained);
   return 0;
@@ -155,7 +150,8 @@ static int serve_and_drain(void *arg) {
 
 static void *run_worker(void *arg) {
   serve_worker *w = arg;
-  int result = um_fiber_spawn(w->reactor, NULL, serve_and_drain, w, NULL);
+  um_fiber_options options = {.name = "server"};
+  int result = um_fiber_spawn(w->reactor, NULL, serve_and_drain, w, &options);
   if (!result) result = um_reactor_run(w->reactor);
   if (result) {
     atomic_store(&w->server->exit_code,
@@ -172,21 +168,32 @@ static void *run_worker(void *arg) {
 
 /* ---- signals ---- */
 
-static int read_signals(void *arg) {
-  server *s = arg;
+static sigset_t our_signals(void) {
   sigset_t set;
-  struct signalfd_siginfo info;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGUSR1);
+  return set;
+}
+
+static int read_signals(void *arg) {
+  server *s = arg;
+  sigset_t set = our_signals();
+  struct signalfd_siginfo info;
   int fd = signalfd(-1, &set, SFD_CLOEXEC);
   if (fd < 0) return fail(EXIT_FAILED, "signalfd: %s", um_strerror(-errno));
-  for (bool again = false; um_read(fd, &info, sizeof info, -1, UM_FOREVER) > 0; again = true) {
+  for (bool again = false; um_read(fd, &info, sizeof info, -1, UM_FOREVER) > 0;) {
+    if (info.ssi_signo == SIGUSR1) {
+      serve_list_fibers(s);
+      continue;
+    }
     if (again) {
       say("stopped at once by a second signal");
       _exit(EXIT_OK);
     }
     ask_to_drain(s);
+    again = true;
   }
   um_close(fd);
   return 0;
@@ -195,19 +202,19 @@ static int read_signals(void *arg) {
 /* Signals are read until the last worker has drained: the second may come then. */
 static int supervise(void *arg) {
   server *s = arg;
-  um_fiber *signals;
-  int result = um_fiber_spawn(NULL, &signals, read_signals, s, NULL);
-  if (result) return fail(result, "cannot read signals: %s", um_strerror(result));
+  um_group helpers;
+  um_fiber_options signals = {.name = "signals"}, scrapes = {.name = "metrics listener"};
+  um_group_init(&helpers);
+  int result = um_group_spawn(&helpers, read_signals, s, &signals);
+  if (!result && s->metrics_fd >= 0) result = um_group_spawn(&helpers, serve_metrics, s, &scrapes);
+  if (result) say("cannot read signals or show metrics: %s", um_strerror(result));
   for (unsigned i = 0; i < s->count; i++) um_semaphore_acquire(&s->drained, UM_FOREVER);
-  um_fiber_cancel(signals);
-  return um_fiber_join(signals, NULL, UM_FOREVER);
+  um_group_cancel(&helpers);
+  return um_group_join(&helpers, UM_FOREVER);
 }
 
 static void block_signals(void) {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
+  sigset_t set = our_signals();
   pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
@@ -219,7 +226,8 @@ static void start_threads(server *s) {
 
 int serve_workers_run(server *s) {
   block_signals(); /* before any thread starts, so that all inherit it */
-  int result = um_fiber_spawn(s->workers[0].reactor, NULL, supervise, s, NULL);
+  um_fiber_options options = {.name = "supervisor"};
+  int result = um_fiber_spawn(s->workers[0].reactor, NULL, supervise, s, &options);
   if (result) return fail(EXIT_FAILED, "cannot start: %s", um_strerror(result));
   pthread_barrier_init(&s->ended, NULL, s->count);
   start_threads(s);

@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Looking into a running um-tls serve: metrics, the list of fibers, the key log, UM_LOG."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import urllib.request
+
+from harness import UM_TLS, Case, Server, cert, client_hello, main, pair, receive_all, run, \
+    tcp, tls, um_tls, wait_until
+
+SAMPLE = re.compile(r'([a-z_0-9]+)\{(\w+="[^"]*"(?:,\w+="[^"]*")*)\} (\S+)')
+# The distribution's parser, which only the distribution's Python can load.
+PARSE = """
+import sys
+from prometheus_client.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    for sample in family.samples: print(family.type, sample.name)
+"""
+
+
+class Metrics(Case):
+    def serve(self, *options):
+        server = self.start(Server("--metrics", "127.0.0.1:0", *options), code=0)
+        server.metrics = server.wait_for(rb"metrics on (http://\S+:(\d+)/metrics)\n", "err")
+        return server
+
+    def scrape(self, server):
+        with urllib.request.urlopen(server.metrics.group(1).decode(), timeout=30) as reply:
+            self.assertEqual(reply.headers["Content-Type"], "text/plain; version=0.0.4; charset=utf-8")
+            return reply.read().decode()
+
+    def values(self, server):
+        """{name: {labels: value}}"""
+        found = {}
+        for line in self.scrape(server).splitlines():
+            if line.startswith("# "):
+                continue
+            name, labels, value = SAMPLE.fullmatch(line).groups()
+            key = tuple(sorted(re.findall(r'(\w+)="([^"]*)"', labels)))
+            self.assertNotIn(key, found.setdefault(name, {}), f"{name} twice")
+            found[name][key] = float(value)
+        return found
+
+    def total(self, server, name):
+        return sum(self.values(server)["bio_uring_" + name].values())
+
+    def test_counts_what_happened(self):
+        server = self.serve("--body", "1000", "--threads", "2")
+        for _ in range(5):
+            done = run("curl", "-sS", "--cacert", cert("ca.pem"), server.url)
+            self.assertEqual((done.code, len(done.out)), (0, 1000))
+        with tcp(server.port) as plain:
+            plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            receive_all(plain)
+        with tls(server.port):
+            wait_until(lambda: self.total(server, "tls_open") == 1, "one connection open")
+            self.assertEqual(self.total(server, "tls_parked"), 1)
+        wait_until(lambda: self.total(server, "tls_open") == 0, "all closed")
+        seen = self.values(server)
+
+        def total(name):
+            return sum(seen["bio_uring_" + name].values())
+
+        self.assertEqual(total("tls_accepted_total"), 7)
+        self.assertEqual(total("tls_handshakes_total"), 6)
+        self.assertEqual(total("tls_failed_total"), 1)
+        self.assertEqual(total("tls_handshake_seconds_count"), 6)
+        self.assertGreater(total("tls_handshake_seconds_sum"), 0)
+        self.assertGreater(total("reactor_sent_bytes_total"), 5000)
+        self.assertEqual(len(seen["bio_uring_reactor_ticks_total"]), 2)
+        for name in ("reactor_busy_seconds", "tls_handshake_seconds"):
+            self.buckets_fit(seen, "bio_uring_" + name)
+
+    def buckets_fit(self, seen, name):
+        """They only grow, and end with the count."""
+        for reactor in "01":
+            bounds = sorted((float(dict(key)["le"]), value) for key, value in
+                            seen[name + "_bucket"].items() if dict(key)["reactor"] == reactor)
+            counts = [value for _, value in bounds]
+            self.assertEqual(counts, sorted(counts))
+            self.assertEqual(counts[-1], seen[name + "_count"][(("reactor", reactor),)])
+
+    def test_promtool(self):
+        if not shutil.which("promtool"):
+            self.skipTest("promtool is not installed")
+        done = run("promtool", "check", "metrics", stdin=self.scrape(self.serve("--echo")).encode())
+        self.assertEqual((done.code, done.out + done.err), (0, b""))
+
+    def test_parser_of_the_distribution(self):
+        python = "/usr/bin/python3"
+        if run(python, "-c", "import prometheus_client").code:
+            self.skipTest("python3-prometheus-client is not installed")
+        done = run(python, "-c", PARSE, stdin=self.scrape(self.serve("--echo")).encode())
+        self.expect(done, 0, rb"counter bio_uring_tls_accepted_total\n.*gauge bio_uring_tls_open\n"
+                             rb".*histogram bio_uring_tls_handshake_seconds_bucket\n", rb"\A\Z")
+
+    def ask(self, server, request, patient=True):
+        with socket.create_connection(("127.0.0.1", int(server.metrics.group(2))), timeout=60) as plain:
+            plain.sendall(request)
+            return receive_all(plain) if patient else plain
+
+    def test_bad_requests(self):
+        server = self.serve("--echo")
+        for request, status in ((b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+                                (b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+                                (b"rubbish\r\n\r\n", b"400"),
+                                (b"GET /" + b"x" * 8000 + b" HTTP/1.1\r\n\r\n", b"431")):
+            self.assertEqual(self.ask(server, request)[9:12], status, request[:20])
+        self.ask(server, b"GET /met", patient=False)  # goes away
+        self.assertIn("bio_uring_info", self.scrape(server))
+
+    def test_a_scrape_in_progress_does_not_hold_up_the_end(self):
+        server = self.serve("--echo")
+        with socket.create_connection(("127.0.0.1", int(server.metrics.group(2)))) as plain:
+            plain.sendall(b"GET /metrics HTTP/1.1\r\n")
+            server.process.terminate()
+            self.assertEqual(server.wait(), 0)
+
+    def test_port_in_use(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            certificate, key = pair("server")
+            done = um_tls("serve", "--listen", "127.0.0.1:0", "--cert", certificate, "--key", key, "--echo",
+                          "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
+        self.one_line(done, 73, rb"--metrics: .*[Aa]ddress already in use")
+        done = um_tls("serve", "--cert", certificate, "--key", key, "--echo", "--metrics", "nine")
+        self.one_line(done, 64, rb"--metrics nine: wanted is HOST:PORT")
+
+
+class Fibers(Case):
+    def test_sigusr1_lists_them_and_serving_goes_on(self):
+        server = self.start(Server("--body", "10", "--threads", "2"))
+        with tls(server.port) as connection, tcp(server.port) as half:
+            half.sendall(client_hello()[:50])
+            connection.sendall(b"GET / HTTP/1.1\r\nHo")
+            for times in (1, 2, 3):
+                os.kill(server.pid, signal.SIGUSR1)
+                wait_until(lambda: server.said("err").count(b"supervisor: waiting") == times, "listed")
+            server.wait_for(rb"reactor 1: \d+ connections, \d+ of them parked", "err")
+            server.wait_for(rb"fiber 0x[0-9a-f]+ accepting: waiting for accept on fd \d+ for \d+\.\d+ s", "err")
+            connection.sendall(b"st: x\r\n\r\n")
+            self.assertEqual(connection.recv(4096)[:15], b"HTTP/1.1 200 OK")
+
+
+class KeyLog(Case):
+    def secrets(self, path):
+        with open(path, encoding="ascii") as file:
+            lines = file.read().splitlines()
+        for line in lines:
+            self.assertTrue(re.fullmatch(r"[A-Z_0-9]+ [0-9a-f]{64} [0-9a-f]{64,96}", line), line)
+        return set(lines)
+
+    def test_both_ends_log_the_same_secrets(self):
+        folder = self.folder()
+        theirs, ours = os.path.join(folder, "server"), os.path.join(folder, "client")
+        for version in ("1.2", "1.3"):
+            server = self.start(Server("--echo", env={**os.environ, "SSLKEYLOGFILE": theirs}))
+            server.wait_for(rb"SSLKEYLOGFILE is set", "err")
+            done = um_tls("connect", server.address, "--ca", cert("ca.pem"), "--max-tls", version,
+                          stdin=b"hello", env={**os.environ, "SSLKEYLOGFILE": ours})
+            self.assertEqual((done.code, done.out), (0, b"hello"), done)
+            server.stop()
+        self.assertEqual(self.secrets(theirs), self.secrets(ours))
+        labels = {line.split()[0] for line in self.secrets(ours)}
+        self.assertIn("CLIENT_RANDOM", labels)
+        self.assertIn("SERVER_TRAFFIC_SECRET_0", labels)
+        self.assertEqual(os.stat(ours).st_mode & 0o777, 0o600)
+
+    def test_off_unless_asked(self):
+        environment = {k: v for k, v in os.environ.items() if k != "SSLKEYLOGFILE"}
+        server = self.start(Server("--echo", env=environment))
+        with tls(server.port):
+            pass
+        self.assertNotIn(b"SSLKEYLOGFILE", server.said("err"))
+
+    def test_full_disk_does_not_end_a_handshake(self):
+        server = self.start(Server("--echo", env={**os.environ, "SSLKEYLOGFILE": "/dev/full"}))
+        with tls(server.port) as connection:
+            connection.sendall(b"hello")
+            self.assertEqual(connection.recv(5), b"hello")
+
+    def test_a_file_that_cannot_be_opened(self):
+        certificate, key = pair("server")
+        done = run(UM_TLS, "serve", "--listen", "127.0.0.1:0", "--cert", certificate, "--key", key, "--echo",
+                   env={**os.environ, "SSLKEYLOGFILE": "/nowhere/keys"})
+        self.one_line(done, 66, rb"key log /nowhere/keys: No such file")
+
+
+class Log(Case):
+    def test_levels(self):
+        server = self.start(Server("--echo", env={**os.environ, "UM_LOG": "debug"}))
+        with tls(server.port):
+            pass
+        server.wait_for(rb"bio_uring info: reactor: \w+, \d+ entries", "err")
+        server.wait_for(rb"bio_uring debug: fd \d+: TLSv1\.3, TLS_AES", "err")
+
+
+if __name__ == "__main__":
+    main()
