@@ -40,6 +40,8 @@ struct um_tls {
 int um__tls_enter(um_tls *tls);
 void um__tls_leave(um_tls *tls);
 
+/* Latches what ended the stream, with words for um_tls_error(). Returns `code`. */
+int um__tls_fail(um_tls *tls, int code, const char *what);
 /* One uninterrupted SSL_* call on the shared stack. > 0 done, 0 the peer's
  * close_notify, UM_WANT_INPUT, or an error, explained in `message`. */
 typedef int (*um_ssl_function)(SSL *ssl, void *buffer, size_t length, size_t *done);

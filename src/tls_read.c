@@ -68,7 +68,7 @@ static int give_back(um_tls *tls, const char *bytes, size_t length) {
     um__free(tls->unread);
     tls->unread = NULL;
     tls->unread_start = tls->unread_end = 0;
-    return tls->failed = -ENOMEM;
+    return um__tls_fail(tls, -ENOMEM, "no memory for what was received: it is lost");
   }
   memcpy(joined, bytes, length);
   if (tls->unread) memcpy(joined + length, tls->unread + tls->unread_start, unread(tls));

@@ -56,7 +56,7 @@ static void on_shared_stack(um_reactor *r, void (*fn)(void *), void *argument) {
   r->must_not_wait = false;
 }
 
-static int explain(um_tls *tls, int code, const char *what) {
+int um__tls_fail(um_tls *tls, int code, const char *what) {
   const char *name = tls->hostname ? tls->hostname : tls->server ? "client" : "server";
   snprintf(tls->message, sizeof tls->message, "%s: %s", name, what);
   um__log(UM_LOG_INFO, "fd %d: %s", tls->conn.fd, tls->message);
@@ -66,7 +66,7 @@ static int explain(um_tls *tls, int code, const char *what) {
 static int explain_verify(um_tls *tls, long verdict) {
   char what[160];
   snprintf(what, sizeof what, "certificate not accepted: %s", X509_verify_cert_error_string(verdict));
-  return explain(tls, UM_EVERIFY, what);
+  return um__tls_fail(tls, UM_EVERIFY, what);
 }
 
 /* How the input or the output ended, whatever OpenSSL makes of it: a reset may be found
@@ -74,7 +74,7 @@ static int explain_verify(um_tls *tls, long verdict) {
 static int explain_transport(um_tls *tls) {
   int error = tls->conn.output_error ? tls->conn.output_error : tls->conn.received_end;
   if (error == 1 || error == 0) error = UM_ETRUNCATED;
-  return explain(tls, error, um_strerror(error));
+  return um__tls_fail(tls, error, um_strerror(error));
 }
 
 static int explain_protocol(um_tls *tls, unsigned long reason) {
@@ -85,19 +85,19 @@ static int explain_protocol(um_tls *tls, unsigned long reason) {
       return explain_transport(tls);
     case SSL_R_WRONG_VERSION_NUMBER:
       if (!tls->shaken && !tls->server)
-        return explain(tls, UM_ETLS, "the server does not speak TLS on this port: is it plain HTTP, "
+        return um__tls_fail(tls, UM_ETLS, "the server does not speak TLS on this port: is it plain HTTP, "
                        "or a protocol with STARTTLS?");
       break;
     case SSL_R_HTTP_REQUEST:
     case SSL_R_HTTPS_PROXY_REQUEST:
-      return explain(tls, UM_EPLAINTEXT, um_strerror(UM_EPLAINTEXT));
+      return um__tls_fail(tls, UM_EPLAINTEXT, um_strerror(UM_EPLAINTEXT));
     case SSL_R_CERTIFICATE_VERIFY_FAILED:
       if (verdict != X509_V_OK) return explain_verify(tls, verdict);
   }
   const char *text = reason ? ERR_reason_error_string(reason) : NULL;
   snprintf(what, sizeof what, "TLS failure%s: %s", tls->shaken ? "" : " in the handshake",
            text ? text : "unknown");
-  return explain(tls, UM_ETLS, what);
+  return um__tls_fail(tls, UM_ETLS, what);
 }
 
 int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
@@ -217,7 +217,7 @@ int um__tls_handshake_step(um_tls *tls) {
   if (result < 0) return result;
   result = um__ssl_call(tls, do_handshake, NULL, 0, NULL);
   if (result > 0) shaken(tls);
-  return result == 0 ? explain(tls, UM_ETRUNCATED, "closed during the handshake") : result;
+  return result == 0 ? um__tls_fail(tls, UM_ETRUNCATED, "closed during the handshake") : result;
 }
 
 /* Reader and writer may both find it undone: the first does it. Not under the write

@@ -132,7 +132,7 @@ void um__conns_release_buffers(um_reactor *r) {
   while ((conn = TAILQ_FIRST(&r->starved))) {
     TAILQ_REMOVE(&r->starved, conn, starved_link);
     conn->is_starved = false;
-    if (conn->reader || conn->readable) um__conn_arm(conn);
+    if (conn->reader || conn->readable) um__conn_rearm(conn);
   }
 }
 

@@ -82,6 +82,9 @@ void um__conn_rehouse_output(um_conn *conn);
 void um__conn_attach(um_conn *conn, um_reactor *reactor);
 /* Arms a receive unless one is armed, the queue is full or reading has ended. */
 int um__conn_arm(um_conn *conn);
+/* The same from the loop: who waits is woken when it fails, and meets the failure in a try
+ * of its own. */
+void um__conn_rearm(um_conn *conn);
 /* Waits in a task until bytes are there or reading has ended. */
 int um__conn_wait_readable(um_conn *conn, um_time deadline);
 /* Waits until all but the last `limit` bytes of what is queued now have left, whatever

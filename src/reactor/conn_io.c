@@ -22,6 +22,10 @@ static void readable(um_conn *conn) {
   else if (conn->readable) conn->readable(conn);
 }
 
+void um__conn_rearm(um_conn *conn) {
+  if (um__conn_arm(conn) < 0) readable(conn);
+}
+
 static void starve(um_conn *conn) {
   um_reactor *r = conn->reactor;
   UM_COUNT(r, enobufs, 1);
@@ -45,7 +49,7 @@ static void receive_over(um_conn *conn, um_op *op) {
 /* Last, because the connection may be taken over by whoever is told. */
 static void receive_settled(um_conn *conn) {
   if (conn->received || conn->received_end) readable(conn);
-  else if (!conn->receive && awaited(conn)) um__conn_arm(conn);
+  else if (!conn->receive && awaited(conn)) um__conn_rearm(conn);
 }
 
 static void receive_done(um_op *op, const um_completion *completion) {
@@ -131,6 +135,18 @@ static void send_failed(um_conn *conn, int error) {
   um__conn_discard_output(conn);
 }
 
+/* A broken connection ends its input by itself, after what the peer had sent before. When
+ * sending failed for another reason (no memory), the peer waits for us, and who reads
+ * would wait for the peer. */
+static void end_input(um_conn *conn) {
+  int error = conn->output_error;
+  if (!error || error == -EPIPE || error == -ECONNRESET || error == -ETIMEDOUT) return;
+  if (conn->received_end) return;
+  conn->received_end = error;
+  if (conn->receive) um__op_cancel(conn->receive);
+  readable(conn);
+}
+
 static void sent(um_conn *conn, int result) {
   um_reactor *r = conn->reactor;
   conn->send = NULL;
@@ -145,6 +161,7 @@ static void sent(um_conn *conn, int result) {
   if (conn->output) um__conn_dirty(conn);
   um__waitq_wake_all(&conn->drained);
   if (conn->closer) um__task_wake(conn->closer, 0);
+  end_input(conn);
 }
 
 static void send_done(um_op *op, const um_completion *completion) {

@@ -98,6 +98,13 @@ static bool plan_more(script *s, owned *o) {
   return o->has_plan;
 }
 
+/* What a kernel may answer at any time. EINTR and EAGAIN ask for another try. */
+static int some_fault(script *s, const um_op *op) {
+  static const int faults[] = {-EINTR, -EAGAIN, -EINTR, -ECONNRESET, -ETIMEDOUT, -ENOMEM, -ECANCELED, -EPIPE, -EIO};
+  if (op->code == UM_OP_TIMEOUT) return ANSWER_ALL;
+  return faults[roll(s, sizeof faults / sizeof *faults)];
+}
+
 static void plan_next(script *s, owned *o) {
   if (plan_more(s, o)) return;
   o->what = (answer){.result = ANSWER_ALL};
@@ -106,6 +113,7 @@ static void plan_next(script *s, owned *o) {
     o->what.cancel = (enum answer_cancel)roll(s, 5);
     o->what.cancel_after = roll(s, 3);
     o->what.stale_before = roll(s, 16) == 0;
+    if (chance(s, s->options.fault_percent)) o->what.result = some_fault(s, o->op);
   }
   o->due = s->counts.waits + 1 + o->what.after;
 }
@@ -131,12 +139,14 @@ static void extend(char **bytes, size_t *length, const void *more, size_t count)
 
 void script_feed(script *s, int fd, const void *bytes, size_t length) {
   stream *t = stream_of(s, fd);
-  CHECK(!t->ended);
+  CHECK(!t->ended || s->options.fault_percent); /* broken meanwhile: nobody gets it */
+  if (t->ended) return;
   extend(&t->in, &t->in_length, bytes, length);
 }
 
 void script_end(script *s, int fd, int result) {
   stream *t = stream_of(s, fd);
+  if (t->ended && s->options.fault_percent) return;
   t->ended = true;
   t->end = result;
 }
@@ -163,21 +173,25 @@ static bool is_multi(const um_op *op) {
   return op->code == UM_OP_RECV_MULTI || op->code == UM_OP_ACCEPT_MULTI;
 }
 
-static bool waits_by_nature(const um_op *op) {
+/* Whether a receive has to wait for bytes. */
+static bool has_input(script *s, const um_op *op) {
+  stream *t = stream_of(s, op->fd);
+  return t->in_taken < t->in_length || t->ended;
+}
+
+static bool starves(script *s, const um_op *op) { return is_receive(op) && !has_input(s, op); }
+
+/* A poll for input tells of a stream's bytes only where things happen at random: elsewhere
+ * tests complete it. */
+static bool waits_by_nature(script *s, const um_op *op) {
   switch (op->code) {
     case UM_OP_TIMEOUT: case UM_OP_ACCEPT: case UM_OP_ACCEPT_MULTI: case UM_OP_FUTEX_WAIT:
       return true;
     case UM_OP_POLL:
-      return !(op->flags & POLLOUT);
+      return !(op->flags & POLLOUT) && !(s->options.seed && has_input(s, op));
     default:
       return false;
   }
-}
-
-/* Whether a receive has to wait for bytes. */
-static bool starves(script *s, const um_op *op) {
-  stream *t = stream_of(s, op->fd);
-  return is_receive(op) && t->in_taken == t->in_length && !t->ended;
 }
 
 static int limit(script *s, const answer *a, size_t most) {
@@ -246,10 +260,18 @@ static void send_bytes(script *s, um_op *op, const answer *a, um_completion *c) 
   free(copy);
 }
 
+/* What breaks a connection for a send ends its input as well. */
+static void break_stream(script *s, const um_op *op, int error) {
+  bool sends = op->code == UM_OP_SEND || op->code == UM_OP_SENDMSG || op->code == UM_OP_SEND_ZC;
+  bool breaks = error == -EPIPE || error == -ECONNRESET || error == -ETIMEDOUT;
+  if (sends && breaks && !stream_of(s, op->fd)->ended) script_end(s, op->fd, error == -EPIPE ? 0 : error);
+}
+
 static void perform(script *s, um_op *op, const answer *a, um_completion *c) {
   bool has_result = a->result != ANSWER_ALL && a->result != ANSWER_NEVER;
   if (has_result && a->result < 0) {
     c->result = a->result;
+    if (s->options.fault_percent) break_stream(s, op, a->result);
     return;
   }
   switch (op->code) {
@@ -329,7 +351,7 @@ static bool is_due(script *s, const owned *o) {
   if (s->counts.waits < o->due || o->what.result == ANSWER_NEVER) return false;
   bool fails = o->what.result < 0 && o->what.result != ANSWER_ALL;
   if (!fails && starves(s, o->op)) return false;
-  return o->has_plan || !waits_by_nature(o->op);
+  return o->has_plan || !waits_by_nature(s, o->op);
 }
 
 static owned *next_due(script *s) {
@@ -371,6 +393,7 @@ static unsigned deliver_due(script *s) {
 
 static int scripted_submit(um_reactor *r, um_op *op) {
   script *s = of(r);
+  if (chance(s, s->options.refuse_percent)) return roll(s, 2) ? -EAGAIN : -ENOMEM;
   owned *o = calloc(1, sizeof *o);
   CHECK(o != NULL);
   for (owned *other = s->first; other; other = other->next) CHECK(other->op != op);
@@ -403,7 +426,7 @@ static bool has_scheduled(script *s) {
     if (o->cancelled) return true;
     bool fails = o->what.result < 0 && o->what.result != ANSWER_ALL && o->what.result != ANSWER_NEVER;
     if (o->what.result == ANSWER_NEVER || (!fails && starves(s, o->op))) continue;
-    if (o->has_plan || !waits_by_nature(o->op)) return true;
+    if (o->has_plan || !waits_by_nature(s, o->op)) return true;
   }
   return false;
 }

@@ -50,6 +50,8 @@ typedef struct script_options {
   unsigned capabilities;   /* UM_CAN_*; 0: multishot receive, multishot accept, buffers */
   uint64_t unsupported;    /* bit per um_op_code */
   uint64_t seed;           /* 0: nothing happens at random */
+  unsigned fault_percent;  /* with a seed: so many answers are failures instead */
+  unsigned refuse_percent; /* and so many operations are not even taken: -EAGAIN, -ENOMEM */
 } script_options;
 
 /* A reactor over a fresh script, which lives as long as the reactor. */
