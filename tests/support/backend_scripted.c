@@ -100,9 +100,9 @@ static bool plan_more(script *s, owned *o) {
 
 /* What a kernel may answer at any time. EINTR and EAGAIN ask for another try. */
 static int some_fault(script *s, const um_op *op) {
-  static const int faults[] = {-EINTR, -EAGAIN, -EINTR, -ECONNRESET, -ETIMEDOUT, -ENOMEM, -ECANCELED, -EPIPE, -EIO};
+  static const int faults[] = {-EINTR, -ENOMEM, -ECANCELED, -EAGAIN, -EINTR, -ECONNRESET, -ETIMEDOUT, -EPIPE, -EIO};
   if (op->code == UM_OP_TIMEOUT) return ANSWER_ALL;
-  return faults[roll(s, sizeof faults / sizeof *faults)];
+  return faults[roll(s, op->code == UM_OP_POLL ? 3 : sizeof faults / sizeof *faults)]; /* polls know no more */
 }
 
 static void plan_next(script *s, owned *o) {
@@ -149,6 +149,12 @@ void script_end(script *s, int fd, int result) {
   if (t->ended && s->options.fault_percent) return;
   t->ended = true;
   t->end = result;
+}
+
+const char *script_fed(script *s, int fd, size_t *length) {
+  stream *t = stream_of(s, fd);
+  *length = t->in_length;
+  return t->in ? t->in : "";
 }
 
 const char *script_sent(script *s, int fd, size_t *length) {

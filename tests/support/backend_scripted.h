@@ -65,7 +65,8 @@ void script_answer_fd(script *s, enum um_op_code code, int fd, answer a);
 /* What receives on `fd` will find: bytes, then an end: 0 for EOF or -errno. */
 void script_feed(script *s, int fd, const void *bytes, size_t length);
 void script_end(script *s, int fd, int result);
-/* What was sent on `fd` so far. */
+/* What was fed to `fd` so far, and what was sent on it. */
+const char *script_fed(script *s, int fd, size_t *length);
 const char *script_sent(script *s, int fd, size_t *length);
 void script_on_send(script *s, int fd, void (*sent)(script *s, int fd, void *argument), void *argument);
 /* Completes an operation of this code that is waiting, in the next wait(). False: none is. */
