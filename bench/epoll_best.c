@@ -13,24 +13,20 @@
  * --nginx is the same server written the way nginx drives OpenSSL: edge-triggered,
  * no read_ahead, buffers released, read until EAGAIN, OpenSSL's own defaults for
  * tickets and chain.
+ *
+ * --bio-buffer puts BIO_f_buffer before the socket, flushed when a turn of the
+ * connection ends: what an application does that writes a response in pieces and knows
+ * that each would be a system call.
  */
 #define _GNU_SOURCE
-#include "util.h"
+#include "server.h"
 
 #include <errno.h>
-#include <getopt.h>
-#include <limits.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <openssl/err.h>
-#include <openssl/ssl.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define EVENTS 512
@@ -41,26 +37,18 @@ typedef struct connection {
   SSL *ssl;
   int fd;
   uint32_t watched;     /* events registered with epoll */
-  unsigned matched;     /* bytes of the blank line that ends a request seen so far */
+  request_state request;
   unsigned owed;        /* responses not begun */
   const char *out;      /* what the socket had no room for */
   size_t left;
   char *copy;           /* owns `out` when it came from the shared read buffer */
 } connection;
 
-static struct {
-  const char *listen, *certificate, *key;
-  size_t body;
-  bool echo, cubic, nginx, release_buffers;
-} options = { .listen = "127.0.0.1:0" };
-
+static bool nginx, release_buffers, bio_buffer;
 static SSL_CTX *context;
 static int epoll_fd, listen_fd;
 static bool accepting;
-static char *response;
-static size_t response_length;
 static char input[SSL3_RT_MAX_PLAIN_LENGTH];
-static volatile sig_atomic_t stopped;
 
 /* ---- one connection ---- */
 
@@ -78,11 +66,12 @@ static outcome flush(connection *c) {
   for (;;) {
     if (!c->left && c->owed) {
       c->owed--;
-      c->out = response;
-      c->left = response_length;
+      c->out = setup.response;
+      c->left = setup.response_length;
     }
     if (!c->left) break;
-    int written = SSL_write(c->ssl, c->out, c->left > INT_MAX ? INT_MAX : (int)c->left);
+    size_t piece = setup.echo || c->left < setup.piece ? c->left : setup.piece;
+    int written = SSL_write(c->ssl, c->out, (int)piece);
     if (written <= 0) return classify(c, written);
     c->out += written;
     c->left -= (size_t)written;
@@ -106,14 +95,7 @@ static outcome echo(connection *c, const char *data, size_t length) {
 }
 
 static outcome answer_requests(connection *c, const char *data, size_t length) {
-  static const char blank_line[] = "\r\n\r\n";
-  for (size_t i = 0; i < length; i++) {
-    if (data[i] != blank_line[c->matched]) c->matched = 0;
-    if (data[i] == blank_line[c->matched] && ++c->matched == 4) {
-      c->owed++;
-      c->matched = 0;
-    }
-  }
+  c->owed += server_requests(&c->request, data, length);
   return flush(c);
 }
 
@@ -121,10 +103,10 @@ static outcome read_and_answer(connection *c) {
   do {
     int length = SSL_read(c->ssl, input, sizeof input);
     if (length <= 0) return classify(c, length);
-    outcome result = options.echo ? echo(c, input, (size_t)length)
+    outcome result = setup.echo ? echo(c, input, (size_t)length)
                                   : answer_requests(c, input, (size_t)length);
     if (result != DONE) return result;
-  } while (options.nginx || SSL_has_pending(c->ssl));
+  } while (nginx || SSL_has_pending(c->ssl));
   return DONE;
 }
 
@@ -132,20 +114,26 @@ static outcome shake_hands(connection *c) {
   if (SSL_is_init_finished(c->ssl)) return DONE;
   int result = SSL_do_handshake(c->ssl);
   if (result <= 0) return classify(c, result);
-  return options.nginx || SSL_has_pending(c->ssl) ? DONE : WANT_READ;
+  return nginx || SSL_has_pending(c->ssl) ? DONE : WANT_READ;
+}
+
+/* What BIO_f_buffer holds leaves at the end of the turn. */
+static outcome flush_buffer(connection *c, outcome result) {
+  if (result == ENDED || BIO_flush(SSL_get_wbio(c->ssl)) > 0) return result;
+  return BIO_should_retry(SSL_get_wbio(c->ssl)) ? WANT_WRITE : ENDED;
 }
 
 static outcome proceed(connection *c) {
   outcome result = shake_hands(c);
   if (result == DONE) result = flush(c);
   if (result == DONE) result = read_and_answer(c);
-  return result;
+  return bio_buffer ? flush_buffer(c, result) : result;
 }
 
 /* ---- the loop ---- */
 
 static bool watch(connection *c, uint32_t events) {
-  if (options.nginx) events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  if (nginx) events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   if (c->watched == events) return true;
   struct epoll_event event = { .events = events, .data.ptr = c };
   int operation = c->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
@@ -180,6 +168,7 @@ static connection *adopt(int fd) {
     close(fd);
     return NULL;
   }
+  if (bio_buffer) SSL_set0_wbio(ssl, BIO_push(BIO_new(BIO_f_buffer()), BIO_new_socket(fd, 0)));
   SSL_set_accept_state(ssl);
   c->ssl = ssl;
   c->fd = fd;
@@ -204,7 +193,7 @@ static void accept_all(void) {
 
 static void run(void) {
   struct epoll_event events[EVENTS];
-  while (!stopped) {
+  while (!server_stopped) {
     int count = epoll_wait(epoll_fd, events, EVENTS, -1);
     for (int i = 0; i < count; i++) {
       connection *c = events[i].data.ptr;
@@ -217,59 +206,12 @@ static void run(void) {
 /* ---- set-up ---- */
 
 static void make_context(void) {
-  context = SSL_CTX_new(TLS_server_method());
-  if (!context) fail("no TLS context");
-  if (SSL_CTX_use_certificate_chain_file(context, options.certificate) != 1)
-    fail("cannot use certificate file '%s'", options.certificate);
-  if (SSL_CTX_use_PrivateKey_file(context, options.key, SSL_FILETYPE_PEM) != 1)
-    fail("cannot use key file '%s'", options.key);
-  SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
-  SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
-                               SSL_OP_CIPHER_SERVER_PREFERENCE);
-  SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
-  if (options.release_buffers) SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
-  if (options.nginx) return;
+  context = server_context();
+  if (release_buffers || nginx) SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
+  if (nginx) return;
   SSL_CTX_set_read_ahead(context, 1);
   SSL_CTX_set_num_tickets(context, 1);
   SSL_CTX_set_mode(context, SSL_MODE_NO_AUTO_CHAIN);
-}
-
-static void make_response(void) {
-  char header[128];
-  int length = snprintf(header, sizeof header,
-                        "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", options.body);
-  response_length = (size_t)length + options.body;
-  response = malloc(response_length);
-  if (!response) fail("no memory for a body of %zu bytes", options.body);
-  memcpy(response, header, (size_t)length);
-  memset(response + length, 'x', options.body);
-}
-
-static void make_listener(void) {
-  struct sockaddr_storage address;
-  socklen_t length;
-  const int on = 1;
-  resolve(options.listen, 1, &address, &length);
-  listen_fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (listen_fd < 0) fail("socket: %s", strerror(errno));
-  setsockopt(listen_fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  setsockopt(listen_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  if (options.cubic) use_cubic(listen_fd);
-  if (bind(listen_fd, (struct sockaddr *)&address, length) || listen(listen_fd, SOMAXCONN))
-    fail("cannot listen on %s: %s", options.listen, strerror(errno));
-}
-
-static void announce(void) {
-  struct sockaddr_storage address;
-  socklen_t length = sizeof address;
-  char host[NI_MAXHOST], port[NI_MAXSERV];
-  getsockname(listen_fd, (struct sockaddr *)&address, &length);
-  getnameinfo((struct sockaddr *)&address, length, host, sizeof host, port, sizeof port,
-              NI_NUMERICHOST | NI_NUMERICSERV);
-  printf(address.ss_family == AF_INET6 ? "listening on [%s]:%s\n" : "listening on %s:%s\n",
-         host, port);
-  fflush(stdout);
 }
 
 static void make_loop(void) {
@@ -280,71 +222,18 @@ static void make_loop(void) {
   accepting = true;
 }
 
-static void usage(FILE *to) {
-  fputs("usage: epoll-best --cert FILE --key FILE --echo | --body BYTES [options]\n"
-        "\n"
-        "The strongest epoll + OpenSSL server, as the baseline of the benchmark.\n"
-        "\n"
-        "  --listen HOST:PORT   where; port 0 picks one (default 127.0.0.1:0)\n"
-        "  --cert FILE          certificate chain, PEM\n"
-        "  --key FILE           private key, PEM\n"
-        "  --echo               send back what arrives\n"
-        "  --body BYTES         answer every HTTP/1.1 request with a body of this size\n"
-        "  --nginx              drive OpenSSL the way nginx does, instead of the best way\n"
-        "  --release-buffers    SSL_MODE_RELEASE_BUFFERS (implied by --nginx)\n"
-        "  --cubic              cubic congestion control\n"
-        "\n"
-        "Prints 'listening on HOST:PORT' when it accepts; SIGTERM ends it.\n", to);
-}
-
-static void parse(int argc, char **argv) {
-  enum { LISTEN = 256, CERT, KEY, ECHO_MODE, BODY, NGINX, RELEASE, CUBIC, HELP };
-  static const struct option known[] = {
-    { "listen", required_argument, NULL, LISTEN }, { "cert", required_argument, NULL, CERT },
-    { "key", required_argument, NULL, KEY },       { "echo", no_argument, NULL, ECHO_MODE },
-    { "body", required_argument, NULL, BODY },     { "nginx", no_argument, NULL, NGINX },
-    { "release-buffers", no_argument, NULL, RELEASE },
-    { "cubic", no_argument, NULL, CUBIC },         { "help", no_argument, NULL, HELP },
-    { NULL, 0, NULL, 0 },
-  };
-  for (int choice; (choice = getopt_long(argc, argv, "", known, NULL)) != -1;) {
-    switch (choice) {
-      case LISTEN: options.listen = optarg; break;
-      case CERT: options.certificate = optarg; break;
-      case KEY: options.key = optarg; break;
-      case ECHO_MODE: options.echo = true; break;
-      case BODY: options.body = number("body", optarg); break;
-      case NGINX: options.nginx = options.release_buffers = true; break;
-      case RELEASE: options.release_buffers = true; break;
-      case CUBIC: options.cubic = true; break;
-      case HELP: usage(stdout); exit(0);
-      default: usage(stderr); exit(2);
-    }
-  }
-  if (optind < argc || !options.certificate || !options.key || options.echo == !!options.body) {
-    usage(stderr);
-    exit(2);
-  }
-}
-
-static void stop(int number_of_signal) {
-  (void)number_of_signal;
-  stopped = 1;
-}
-
 int main(int argc, char **argv) {
-  /* No SA_RESTART: the signal must end epoll_wait(). */
-  const struct sigaction end = { .sa_handler = stop };
-  parse(argc, argv);
-  sigaction(SIGTERM, &end, NULL);
-  sigaction(SIGINT, &end, NULL);
-  signal(SIGPIPE, SIG_IGN);
-  raise_descriptor_limit();
+  const server_flag flags[] = {
+    { "nginx", "drive OpenSSL the way nginx does, instead of the best way", &nginx },
+    { "release-buffers", "SSL_MODE_RELEASE_BUFFERS (implied by --nginx)", &release_buffers },
+    { "bio-buffer", "BIO_f_buffer before the socket", &bio_buffer },
+    { NULL, NULL, NULL },
+  };
+  server_start(argc, argv, "The strongest epoll + OpenSSL server, as the baseline.", true, flags);
   make_context();
-  if (options.body) make_response();
-  make_listener();
+  listen_fd = server_listen(false);
   make_loop();
-  announce();
+  server_announce(listen_fd);
   run();
   return 0;
 }

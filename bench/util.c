@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,4 +73,14 @@ int64_t now_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+const char http_request[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const size_t http_request_length = sizeof http_request - 1;
+
+int use_one_cipher(SSL_CTX *context) {
+  return SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256") == 1 &&
+         SSL_CTX_set_cipher_list(context, "ECDHE-ECDSA-AES128-GCM-SHA256:"
+                                          "ECDHE-RSA-AES128-GCM-SHA256") == 1 &&
+         SSL_CTX_set1_groups_list(context, "X25519:P-256") == 1;
 }

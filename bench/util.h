@@ -23,4 +23,13 @@ void use_cubic(int fd);
 
 int64_t now_ns(void);
 
+/* What the load asks of HTTP servers. */
+extern const char http_request[];
+extern const size_t http_request_length;
+
+/* The one cipher suite (and its TLS 1.2 counterpart) that clients offer, so that every
+ * server uses it whatever it would rather have. False when OpenSSL refuses it. */
+struct ssl_ctx_st;
+int use_one_cipher(struct ssl_ctx_st *client_context);
+
 #endif
