@@ -194,6 +194,7 @@ http {{
         config = self.write(bench, "cfg", f"""
 global
   nbthread 1
+  no strict-limits
   maxconn 30000
   ssl-default-bind-options ssl-min-ver TLSv1.2
   tune.ssl.cachesize 0
