@@ -11,18 +11,17 @@ BASELINES = ["ours", "epoll-best", "epoll-bio-buffer", "epoll-nginx", "threads",
 QUICK = ["ours", "epoll-best", "epoll-bio-buffer", "plain-uring", "libssl-memory"]
 PEERS = ["nginx", "haproxy", "hitch", "stunnel"]
 
-# What `./run bench ablate` switches off: name -> (what it is without it, switch of bench-ours or
-# None, in which case UM_ABLATE names it to a build with -Dablation=true).
+# What `./run bench ablate` switches off: name -> (what it is without it, switch of bench-ours;
+# without one UM_ABLATE names it to a build with -Dablation=true: src/ablation.h).
 ABLATIONS = {
     "defer-taskrun": ("completions when the kernel likes, not when the loop asks", None),
     "multishot": ("a submission for every receive", None),
     "incremental": ("every receive takes a whole provided buffer", None),
-    "shared-stack": ("OpenSSL on each fiber's own stack", None),
-    "release-buffers": ("OpenSSL keeps its record buffers while a connection is idle", None),
-    "wait-first": ("SSL_read before ciphertext is there", None),
-    "flights": ("what OpenSSL writes is sent at once, not when the fiber waits", None),
-    "parking": ("a fiber for every connection, also while it is idle", "--no-park"),
+    "coalescing": ("each record and handshake message is a send(2) of its own", None),
     "write-behind": ("every write waits for the kernel", "--flush-each"),
+    "shared-stack": ("OpenSSL on each fiber's own stack", None),
+    "parking": ("a fiber for every connection, also while it is idle", "--no-park"),
+    "release-buffers": ("OpenSSL keeps its record buffers while a connection is idle", None),
     "turns": ("no limit to what a connection reads in one turn", "--no-turns"),
     "no-sqpoll": ("a kernel thread polls for submissions", "--sqpoll"),
     "one-ticket": ("two session tickets, as OpenSSL has it", "--two-tickets"),

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 
+from contenders import ABLATIONS
 from machine import cpu_model
 
 # (key, heading, format); shown where a contender has it.
@@ -85,14 +86,17 @@ def ablation_table(results):
     """Rows: what was switched off. Columns: workloads. Cells: how much the figure grew."""
     names = [r["name"] for r in results]
     variants = [name for name in (results[0]["contenders"] if results else {}) if name != "all"]
-    lines = ["without".ljust(18) + "".join(f"{name:>20}" for name in names)]
+    heads = [name.rsplit("-", 1) for name in names]  # in two lines
+    lines = ["without".ljust(17) + "".join(f"{head[0]:>14}" for head in heads),
+             " " * 17 + "".join(f"{head[-1]:>14}" for head in heads)]
     for variant in variants:
         cells = []
         for r in results:
             ratio = r["ratio"].get(variant)
             mark = " ?" if variant in r["unclear"] else "  "
             cells.append(f"{(1 / ratio - 1) * 100:+.1f} %{mark}" if ratio else "-  ")
-        lines.append(variant.ljust(18) + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(variant.ljust(17) + "".join(f"{cell:>14}" for cell in cells))
+    lines += ["without means:", *(f"  {name:16} {ABLATIONS[name][0]}" for name in variants)]
     lines.append("(how much the workload's main figure grows when only this is switched off; ? = the "
                  "rounds lie further apart than that)")
     return "\n".join(lines)
@@ -112,6 +116,7 @@ def document_of(bench, machine, results, mode):
                             "workload's main figure",
                    "spread": "largest minus smallest of those",
                    "floor_us": "cpu_us of plain-uring and of libssl-memory together"},
+        "variants": {n: ABLATIONS[n][0] for n in bench.contenders if n in ABLATIONS},
         "workloads": results, "notes": bench.notes, "left_out": bench.left_out,
         "remarks": METHOD_NOTES,
     }

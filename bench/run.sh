@@ -4,4 +4,24 @@
 set -eu
 build=${1:?"usage: bench/run.sh BUILD_DIR [WORKLOAD...] [--quick] [--json FILE]"}
 shift
-exec python3 "$(dirname "$0")/bench.py" --build "$build" "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+root=$(dirname "$here")
+ablation=$root/build/ablation
+
+# Design decisions can be switched off in a build of its own: the library that is shipped has
+# no such switches.
+build_ablation() {
+  if [ "$(cat "$ablation/made-for" 2>/dev/null)" != "$root" ]; then
+    rm -rf "$ablation"
+    meson setup "$ablation" "$root" -Dablation=true -Dtests=false -Dtools=false \
+      -Dexamples=false -Dman=false >"$root/build/ablation.log" 2>&1 || return 1
+    echo "$root" >"$ablation/made-for"
+  fi
+  ninja --quiet -C "$ablation" >"$root/build/ablation.log" 2>&1
+}
+
+for word; do
+  [ "$word" = ablate ] || continue
+  build_ablation || { cat "$root/build/ablation.log" >&2; exit 3; }
+done
+exec python3 "$here/bench.py" --build "$build" --ablation-build "$ablation" "$@"

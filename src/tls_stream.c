@@ -3,6 +3,7 @@
 #include "log.h"
 #include "tls_internal.h"
 
+#include "ablation.h"
 #include "error.h"
 #include "reactor/alloc.h"
 #include "reactor/stack.h"
@@ -47,7 +48,7 @@ static void run_call(void *argument) {
 /* Fibers keep small stacks: OpenSSL's deep frames go to one stack for all, hot in
  * cache. A runtime's own fibers (bio_uring/host.h) stay on theirs. */
 static void on_shared_stack(um_reactor *r, void (*fn)(void *), void *argument) {
-  if (!um_fiber_self() || r->must_not_wait) {
+  if (!um_fiber_self() || r->must_not_wait || UM_ABLATED(SHARED_STACK)) {
     fn(argument);
     return;
   }
@@ -311,6 +312,7 @@ int um__tls_make_ssl(um_tls *tls, const um_tls_options *options) {
   }
   SSL_set_mode(tls->ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_AUTO_RETRY);
   SSL_clear_mode(tls->ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
+  if (UM_ABLATED(RELEASE_BUFFERS)) SSL_clear_mode(tls->ssl, SSL_MODE_RELEASE_BUFFERS);
   SSL_set_read_ahead(tls->ssl, 0);
   if (!tls->server) return set_up_client(tls, options);
   SSL_set_accept_state(tls->ssl);

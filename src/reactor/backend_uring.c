@@ -1,4 +1,5 @@
 /* The io_uring backend: set-up with probing, one submit-and-wait per tick. */
+#include "../ablation.h"
 #include "../error.h"
 #include "alloc.h"
 #include "reactor.h"
@@ -431,7 +432,7 @@ static int set_up_ring(um_reactor *r) {
   unsigned flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL |
                    IORING_SETUP_SINGLE_ISSUER;
   if (r->config.flags & UM_REACTOR_SQPOLL) flags |= IORING_SETUP_SQPOLL;
-  else flags |= IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+  else if (!UM_ABLATED(DEFER_TASKRUN)) flags |= IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
   int result = -EINVAL;
   for (size_t step = 0; result == -EINVAL && step <= sizeof steps / sizeof *steps; step++) {
     struct io_uring_params params = {
@@ -459,9 +460,10 @@ static int set_up_ring_patiently(um_reactor *r) {
 static int set_up_buffers(um_reactor *r, const um_uring_features *features) {
   uring *u = state(r);
   unsigned count = r->config.buffer_count;
+  bool incremental = features->incremental && !UM_ABLATED(INCREMENTAL);
   int result;
   u->buffer_ring = io_uring_setup_buf_ring(&u->ring, count, BUFFER_GROUP,
-                                           features->incremental ? IOU_PBUF_RING_INC : 0, &result);
+                                           incremental ? IOU_PBUF_RING_INC : 0, &result);
   if (!u->buffer_ring) return result;
   u->buffers_size = (size_t)count * r->config.buffer_size;
   u->buffers = mmap(NULL, u->buffers_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -497,7 +499,7 @@ static int open_parts(um_reactor *r, um_error *error) {
                     um_strerror(result));
   io_uring_ring_dontfork(&u->ring);
   r->capabilities = UM_CAN_BUFFERS | UM_CAN_ACCEPT_MULTI;
-  if (features->multishot_receive) r->capabilities |= UM_CAN_RECV_MULTI;
+  if (features->multishot_receive && !UM_ABLATED(MULTISHOT)) r->capabilities |= UM_CAN_RECV_MULTI;
   if (features->capped_receive) r->capabilities |= UM_CAN_RECV_CAP;
   register_slabs(r);
   return 0;

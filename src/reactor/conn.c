@@ -1,8 +1,10 @@
 #include "conn.h"
 
+#include "../ablation.h"
 #include "alloc.h"
 
 #include <string.h>
+#include <sys/socket.h>
 
 void um__conn_init(um_conn *conn, int fd) { *conn = (um_conn){.fd = fd}; }
 
@@ -159,6 +161,10 @@ void um__conn_dirty(um_conn *conn) {
 int um__conn_put(um_conn *conn, const void *data, size_t length) {
   if (conn->output_error) return conn->output_error;
   if (conn->output_over) return 0;
+  if (UM_ABLATED(COALESCING) && !conn->output) {
+    ssize_t sent = send(conn->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent > 0) data = (const char *)data + sent, length -= (size_t)sent;
+  }
   while (length) {
     size_t part = length < UM_SLAB_LARGE ? length : UM_SLAB_LARGE;
     um_slab *slab = output_slab(conn, part);

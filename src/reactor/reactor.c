@@ -1,6 +1,7 @@
 /* The loop: run ready tasks, flush what they wrote, submit and wait once. */
 #include "reactor.h"
 
+#include "../ablation.h"
 #include "../error.h"
 #include "../log.h"
 #include "alloc.h"
@@ -133,6 +134,7 @@ int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_erro
   LIST_INIT(&r->fibers);
   r->fork_generation = fork_generation;
   int result = complete_config(&r->config, error);
+  if (result == 0) result = um__ablation_read(error);
   if (result == 0 && (result = allocate_parts(r)) < 0)
     um__fail(error, result, "no memory for a reactor's stacks");
   if (result == 0) result = open_backend(r, error);
