@@ -13,7 +13,9 @@ deps=$root/build/deps
 packages="gcc libc6-dev make meson ninja-build pkgconf python3 libssl-dev libcriterion-dev
   openssl curl gnutls-bin nginx strace ca-certificates
   systemtap-sdt-dev python3-prometheus-client"
-[ -d "$root/ext/ruby" ] && packages="$packages ruby ruby-dev ruby-minitest"
+# The last ones are clients and servers for the gem's tests.
+[ -d "$root/ext/ruby" ] && packages="$packages ruby ruby-dev ruby-minitest
+  ruby-async ruby-webrick ruby-redis redis-server python3-aiosmtpd"
 
 packages="$packages $*"
 
@@ -56,8 +58,8 @@ quietly() {
   fi
 }
 
-# nginx is here for the interoperability tests, which start it themselves: installing it must
-# not start it as a service, now or at the next boot.
+# nginx and redis are here for tests, which start them themselves: installing them must not start
+# them as services, now or at the next boot.
 install_packages() {
   policy=/usr/sbin/policy-rc.d
   if [ -e $policy ]; then
@@ -76,11 +78,11 @@ install_packages() {
     as_root rm -f "$policy"
     trap - EXIT INT TERM
   fi
-  case " $* " in *" nginx "*)
-    if command -v systemctl >/dev/null 2>&1; then
-      as_root systemctl disable nginx >/dev/null 2>&1 || true
-    fi
-  esac
+  if command -v systemctl >/dev/null 2>&1; then
+    for service in nginx redis-server; do
+      case " $* " in *" $service "*) as_root systemctl disable $service >/dev/null 2>&1 || true ;; esac
+    done
+  fi
   return $status
 }
 
