@@ -24,7 +24,9 @@ class TestAsync < TLSTest
     data = Random.bytes(5 << 20)
     Async do |task|
       client, server = shaken_pair(task)
-      assert_raises(Async::TimeoutError) { task.with_timeout(0.02) { client.gets } }
+      # Version 1 ends its io_wait by answering that the time is up, as if we had set one.
+      timeout = Async::VERSION.start_with?("1.") ? UM::TimeoutError : Async::TimeoutError
+      assert_raises(timeout) { task.with_timeout(0.02) { client.gets } }
       server.puts("after")
       assert_equal "after\n", client.gets
       writing = task.async { client.write(data) }

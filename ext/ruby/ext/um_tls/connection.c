@@ -510,6 +510,7 @@ static VALUE read_record(VALUE socket, VALUE length, VALUE string, bool wait, bo
   }
 }
 
+/* sysread(length, buffer = nil): what one record brings, at most length bytes. */
 static VALUE tls_sysread(int argc, VALUE *argv, VALUE self) {
   VALUE length, string;
   if (!find(self)) return rb_call_super(argc, argv);
@@ -639,6 +640,7 @@ static VALUE write_string(VALUE self, VALUE string, bool wait, bool exception) {
   return result;
 }
 
+/* syswrite(string): all of it; returns its length. #consumed tells how far an interrupted one came. */
 static VALUE tls_syswrite(VALUE self, VALUE string) {
   if (!find(self)) return rb_call_super(1, &string);
   return write_string(self, string, true, true);
@@ -661,6 +663,7 @@ static VALUE tls_writing(VALUE self) {
 
 static bool installed; /* for all threads and Ractors */
 
+/* installed?: whether new SSLSockets of whomever are ours. */
 static VALUE installed_p(VALUE self) { return installed ? Qtrue : Qfalse; }
 
 static VALUE set_installed(VALUE self, VALUE value) {
@@ -796,8 +799,14 @@ void um_init_connection(VALUE tls) {
   int major = 0, minor = 0;
   sscanf(StringValueCStr(version), "%d.%d", &major, &minor);
   gem_3_3 = major > 3 || (major == 3 && minor >= 3);
+  /* Document-class: UM::TLS::Connection
+   * The library's side of a socket; private. */
   connection_class = rb_define_class_under(tls, "Connection", rb_cObject);
   rb_undef_alloc_func(connection_class);
+#if 0 /* for RDoc, which looks at one file at a time */
+  um_cUM = rb_define_class("UM", rb_cObject);
+  tls = rb_define_module_under(um_cUM, "TLS");
+#endif
   VALUE methods = rb_define_module_under(tls, "Methods");
   rb_define_method(methods, "sysread", tls_sysread, -1);
   rb_define_method(methods, "syswrite", tls_syswrite, 1);

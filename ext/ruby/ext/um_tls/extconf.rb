@@ -5,7 +5,7 @@
 # archive in the tree that --with-bio-uring-tree=DIR names or that this file lies in.
 require "mkmf"
 
-def build_archive(tree)
+def build_archive(tree) # :nodoc:
   return unless tree && File.exist?(File.join(tree, "src", "bio_uring.c"))
   folder = File.join(Dir.pwd, "bio_uring")
   parts = %w[tests tools examples bench man].map { |part| "-D#{part}=false" }

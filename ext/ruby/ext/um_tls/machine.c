@@ -399,7 +399,7 @@ void um_interrupt_anywhere(um_task *um, VALUE error) {
   wake_anywhere(t);
 }
 
-/* wake(fiber) from any thread. */
+/* wake(fiber): ends its #park, from any thread. */
 static VALUE machine_wake(VALUE self, VALUE fiber) {
   machine *m = um_machine_get(self);
   task *t = um_task_of_fiber(m, fiber);
@@ -417,6 +417,7 @@ static VALUE machine_raise_in_main(VALUE self, VALUE error) {
   return Qnil;
 }
 
+/* yield: waits until the fiber is scheduled; what it was scheduled with. */
 static VALUE machine_yield(VALUE self) {
   task *t = um_enter(um_machine_get(self));
   int result = um_task_wait(um_deadline(UM_FOREVER));
@@ -426,7 +427,7 @@ static VALUE machine_yield(VALUE self) {
   return value;
 }
 
-/* park(deadline): true when woken by #wake, false when the time is up. */
+/* park(seconds): true when woken by #wake, false when the time is up. */
 static VALUE machine_park(VALUE self, VALUE seconds) {
   machine *m = um_machine_get(self);
   task *t = um_enter(m);
@@ -443,12 +444,14 @@ static VALUE machine_park(VALUE self, VALUE seconds) {
   return woken ? Qtrue : Qfalse;
 }
 
+/* snooze: lets the other fibers that can run go first. */
 static VALUE machine_snooze(VALUE self) {
   um_enter(um_machine_get(self));
   um_after_wait(um_fiber_yield());
   return self;
 }
 
+/* sleep(seconds): suspends the fiber; returns the seconds. */
 static VALUE machine_sleep(VALUE self, VALUE seconds) {
   um_enter(um_machine_get(self));
   um_time until = um_deadline_of(seconds), now;
@@ -541,19 +544,22 @@ static VALUE machine_shut_down(VALUE self) {
   return Qnil;
 }
 
+/* live: how many of its fibers have not ended. */
 static VALUE machine_live(VALUE self) { return UINT2NUM(um_machine_get(self)->live); }
 
+/* running?: whether the calling fiber runs on this machine. */
 static VALUE machine_running_p(VALUE self) {
   machine *m = um_machine_get(self);
   return reactor_here() == m->reactor && um_here() ? Qtrue : Qfalse;
 }
 
-/* fork: whether the machine was made in this process. */
+/* ours?: whether the machine was made in this process and can be used; not after a fork. */
 static VALUE machine_ours_p(VALUE self) {
   machine *m = rb_check_typeddata(self, &machine_type);
   return m->reactor && m->pid == getpid() ? Qtrue : Qfalse;
 }
 
+/* metrics: what the ring has done so far, counted; names as in um_metrics(3). */
 static VALUE machine_metrics(VALUE self) {
   um_metrics metrics;
   um_reactor_metrics(um_machine_get(self)->reactor, &metrics);
@@ -570,7 +576,12 @@ static VALUE machine_metrics(VALUE self) {
 }
 
 void um_init_machine(void) {
+#if 0 /* for RDoc, which looks at one file at a time */
+  um_cUM = rb_define_class("UM", rb_cObject);
+#endif
   id_task = rb_intern("um_task");
+  /* Document-class: UM::Task
+   * The machine's side of a fiber; private. */
   task_class = rb_define_class_under(um_cUM, "Task", rb_cObject);
   rb_undef_alloc_func(task_class);
   rb_define_alloc_func(um_cUM, machine_allocate);

@@ -118,7 +118,8 @@ static transfer prepare(VALUE self, VALUE io, ssize_t (*run)(transfer *t)) {
   return (transfer){.run = run, .fd = um_fd_of(io), .offset = -1, .deadline = um_deadline(UM_FOREVER)};
 }
 
-/* read(fd, buffer, maxlen = nil, buffer_offset = nil, file_offset = nil) */
+/* read(fd, buffer, maxlen = 65536, buffer_offset = 0, file_offset = nil): how many bytes came, 0 at
+ * the end. A string is cut or extended to what came; a negative offset appends to it. */
 static VALUE machine_read(int argc, VALUE *argv, VALUE self) {
   VALUE io, buffer, most, at, offset;
   rb_scan_args(argc, argv, "23", &io, &buffer, &most, &at, &offset);
@@ -129,7 +130,7 @@ static VALUE machine_read(int argc, VALUE *argv, VALUE self) {
   return SSIZET2NUM(finish_reading(&t, start));
 }
 
-/* write(fd, buffer, length = nil, file_offset = nil) */
+/* write(fd, buffer, length = nil, file_offset = nil): how many bytes were written. */
 static VALUE machine_write(int argc, VALUE *argv, VALUE self) {
   VALUE io, buffer, length, offset;
   rb_scan_args(argc, argv, "22", &io, &buffer, &length, &offset);
@@ -141,7 +142,7 @@ static VALUE machine_write(int argc, VALUE *argv, VALUE self) {
   return SSIZET2NUM(um_finish(t.result));
 }
 
-/* recv(fd, buffer, maxlen, flags) */
+/* recv(fd, buffer, maxlen, flags): as #read, from a socket. */
 static VALUE machine_recv(VALUE self, VALUE io, VALUE buffer, VALUE most, VALUE flags) {
   transfer t = prepare(self, io, run_recv);
   t.flags = NIL_P(flags) ? 0 : NUM2INT(flags);
@@ -150,7 +151,7 @@ static VALUE machine_recv(VALUE self, VALUE io, VALUE buffer, VALUE most, VALUE 
   return SSIZET2NUM(finish_reading(&t, start));
 }
 
-/* send(fd, buffer, length, flags) */
+/* send(fd, buffer, length, flags): all of it, or an exception. */
 static VALUE machine_send(VALUE self, VALUE io, VALUE buffer, VALUE length, VALUE flags) {
   transfer t = prepare(self, io, run_send);
   t.flags = NIL_P(flags) ? 0 : NUM2INT(flags);
@@ -160,7 +161,7 @@ static VALUE machine_send(VALUE self, VALUE io, VALUE buffer, VALUE length, VALU
   return SSIZET2NUM(um_finish(t.result));
 }
 
-/* sendv(fd, *buffers) */
+/* sendv(fd, *buffers): in one operation where possible; how many bytes were sent. */
 static VALUE machine_sendv(int argc, VALUE *argv, VALUE self) {
   rb_check_arity(argc, 1, UNLIMITED_ARGUMENTS);
   transfer t = prepare(self, argv[0], NULL);
@@ -180,6 +181,7 @@ static VALUE machine_sendv(int argc, VALUE *argv, VALUE self) {
 
 /* ---- descriptors ---- */
 
+/* open(path, flags): the new descriptor. */
 static VALUE machine_open(VALUE self, VALUE path, VALUE flags) {
   um_enter(um_machine_get(self));
   const char *name = StringValueCStr(path);
@@ -188,16 +190,19 @@ static VALUE machine_open(VALUE self, VALUE path, VALUE flags) {
   return INT2NUM((int)um_finish(result));
 }
 
+/* close(fd) */
 static VALUE machine_close(VALUE self, VALUE io) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_close(um_fd_of(io))));
 }
 
+/* shutdown(fd, how): how as in shutdown(2), Socket::SHUT_WR and so on. */
 static VALUE machine_shutdown(VALUE self, VALUE io, VALUE how) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_shutdown(um_fd_of(io), NUM2INT(how), um_deadline(UM_FOREVER))));
 }
 
+/* poll(fd, events): waits until one of the events of poll(2) is there; which are. */
 static VALUE machine_poll(VALUE self, VALUE io, VALUE events) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_poll(um_fd_of(io), NUM2UINT(events), um_deadline(UM_FOREVER))));
@@ -212,6 +217,7 @@ static VALUE machine_poll_for(VALUE self, VALUE io, VALUE events, VALUE seconds)
   return INT2NUM((int)um_finish(result));
 }
 
+/* accept(fd): the descriptor of the next connection. */
 static VALUE machine_accept(VALUE self, VALUE io) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_accept(um_fd_of(io), NULL, NULL, SOCK_CLOEXEC, um_deadline(UM_FOREVER))));
@@ -236,7 +242,7 @@ static VALUE machine_accept_each(VALUE self, VALUE io) {
   return rb_ensure(accept_loop, (VALUE)acceptor, accept_end, (VALUE)acceptor);
 }
 
-/* connect_to(fd, sockaddr) */
+/* connect_to(fd, sockaddr): to an address that is packed as Socket.sockaddr_in packs it. */
 static VALUE machine_connect_to(VALUE self, VALUE io, VALUE address) {
   um_enter(um_machine_get(self));
   StringValue(address);
@@ -246,13 +252,14 @@ static VALUE machine_connect_to(VALUE self, VALUE io, VALUE address) {
   return INT2NUM((int)um_finish(result));
 }
 
+/* splice(from, to, length): moves bytes between descriptors, one of them a pipe; how many. */
 static VALUE machine_splice(VALUE self, VALUE from, VALUE to, VALUE length) {
   um_enter(um_machine_get(self));
   return SSIZET2NUM(um_finish(um_splice(um_fd_of(from), -1, um_fd_of(to), -1, NUM2SIZET(length), 0,
                                         um_deadline(UM_FOREVER))));
 }
 
-/* waitid(idtype, id, options) -> [pid, status, code] */
+/* waitid(idtype, id, options): as waitid(2); [pid, status, code]. */
 static VALUE machine_waitid(VALUE self, VALUE type, VALUE id, VALUE options) {
   um_enter(um_machine_get(self));
   siginfo_t info;
@@ -327,7 +334,7 @@ static VALUE end_select(VALUE argument) {
   return Qnil;
 }
 
-/* select(reads, writes, excepts, seconds = nil) -> [[...], [...], [...]] or nil */
+/* select(reads, writes, excepts, seconds = nil): as IO.select; nil when the time is up. */
 static VALUE machine_select(int argc, VALUE *argv, VALUE self) {
   selection s = {0};
   VALUE seconds;
@@ -340,6 +347,9 @@ static VALUE machine_select(int argc, VALUE *argv, VALUE self) {
 }
 
 void um_init_machine_io(void) {
+#if 0 /* for RDoc, which looks at one file at a time */
+  um_cUM = rb_define_class("UM", rb_cObject);
+#endif
   rb_define_method(um_cUM, "read", machine_read, -1);
   rb_define_method(um_cUM, "write", machine_write, -1);
   rb_define_method(um_cUM, "recv", machine_recv, 4);

@@ -40,7 +40,7 @@ static void check_libssl(void) {
 static VALUE make_timeout_error(void) {
   ID timeout = rb_intern("TimeoutError");
   if (rb_const_defined(rb_cIO, timeout)) return rb_const_get(rb_cIO, timeout);
-  return rb_define_class_under(um_cUM, "TimeoutError", rb_eIOError);
+  return rb_define_class_id_under(um_cUM, timeout, rb_eIOError);
 }
 
 __attribute__((visibility("default"))) void Init_um_tls(void) {
@@ -50,11 +50,17 @@ __attribute__((visibility("default"))) void Init_um_tls(void) {
   rb_require("openssl");
   check_libssl();
   um_cUM = rb_define_class("UM", rb_cObject);
+  /* Document-class: UM::Error
+   * What the library reports and no Errno means. */
   um_eError = rb_define_class_under(um_cUM, "Error", rb_eStandardError);
   um_eTimeout = make_timeout_error();
-  if (!rb_const_defined(um_cUM, rb_intern("TimeoutError"))) rb_define_const(um_cUM, "TimeoutError", um_eTimeout);
+  if (!rb_const_defined(um_cUM, rb_intern("TimeoutError")))
+    /* IO::TimeoutError where Ruby has it: a connection's deadline passed. */
+    rb_define_const(um_cUM, "TimeoutError", um_eTimeout);
   VALUE tls = rb_define_module_under(um_cUM, "TLS");
+  /* The version of libbio_uring. */
   rb_define_const(um_cUM, "LIBRARY_VERSION", rb_obj_freeze(rb_str_new_cstr(um_version())));
+  /* The version of the OpenSSL that both this and the openssl gem use. */
   rb_define_const(tls, "OPENSSL_VERSION", rb_obj_freeze(rb_str_new_cstr(OpenSSL_version(OPENSSL_VERSION))));
   um_init_connection(tls);
   um_init_machine();

@@ -11,6 +11,7 @@ class UM
   class FiberScheduler
     # What may be given to #io_wait; the same bits as poll(2)'s.
     READABLE = IO::READABLE
+    # As READABLE.
     WRITABLE = IO::WRITABLE
 
     P_PID = 1
@@ -19,6 +20,7 @@ class UM
     WNOWAIT = 0x0100_0000
     private_constant :P_PID, :P_ALL, :WEXITED, :WNOWAIT
 
+    # On a machine of its own, or on the thread's +machine+.
     def initialize(machine = UM.new)
       @machine = machine
     end
@@ -43,9 +45,13 @@ class UM
       @closed = true
       @machine.shut_down
     end
+    # What Ruby calls when the thread ends: as #close.
     alias scheduler_close close
 
-    def closed? = !!@closed
+    # Whether #close has ended it.
+    def closed?
+      !!@closed
+    end
 
     # Starts a fiber and lets it run until it first waits.
     def fiber(&block)
@@ -57,6 +63,7 @@ class UM
 
     # ---- waiting ----
 
+    # Suspends the fiber until #unblock; false when the time is up first.
     def block(_blocker, timeout = nil)
       machine.park(timeout)
     end
@@ -66,11 +73,13 @@ class UM
       @machine.wake(fiber) unless @closed
     end
 
+    # Kernel#sleep.
     def kernel_sleep(duration = nil)
       duration ? machine.sleep(duration) : machine.park(nil)
       true
     end
 
+    # Timeout.timeout: ends what this fiber waits for.
     def timeout_after(duration, klass = Timeout::Error, message = "execution expired", &block)
       machine.timeout(duration, klass.new(message), &block)
     end
@@ -80,6 +89,7 @@ class UM
       machine.snooze
     end
 
+    # Ruby 4.0: raises in a fiber, whatever it waits for.
     def fiber_interrupt(fiber, exception)
       error = exception.is_a?(Class) ? exception.new : exception
       machine.schedule(fiber, error)
@@ -87,6 +97,7 @@ class UM
 
     # ---- descriptors ----
 
+    # The events that are there, or false when the time is up.
     def io_wait(io, events, timeout = nil)
       return READABLE if events & READABLE != 0 && ahead?(io)
       found = machine.poll_for(io, events, timeout) or return false
@@ -95,12 +106,14 @@ class UM
       ready.zero? ? events : ready & events
     end
 
+    # As IO.select; what a TLS connection has received counts as readable.
     def io_select(readables, writables, exceptables, timeout = nil)
       ahead = Array(readables).select { |io| ahead?(io) }
       return [ahead, [], []] unless ahead.empty?
       machine.select(readables, writables, exceptables, timeout)
     end
 
+    # Closes in the ring.
     def io_close(fd)
       machine.close(fd)
       true
@@ -123,6 +136,7 @@ class UM
       -e.errno
     end
 
+    # What the kernel takes of the buffer from +offset+ on.
     def io_write(io, buffer, _length, offset = 0)
       machine.write(io, offset.zero? ? buffer : buffer.slice(offset, buffer.size - offset))
     rescue SystemCallError => e
@@ -130,17 +144,28 @@ class UM
     end
 
     if RUBY_VERSION >= "3.2"
-      def io_pread(io, buffer, from, length, offset) = read_at(io, buffer, from, length, offset)
+      # Reads at the place +from+ of the file; Ruby 3.1 calls it without an offset.
+      def io_pread(io, buffer, from, length, offset)
+        read_at(io, buffer, from, length, offset)
+      end
 
-      def io_pwrite(io, buffer, from, length, offset) = write_at(io, buffer, from, length, offset)
+      # Writes at the place +from+ of the file; Ruby 3.1 calls it without an offset.
+      def io_pwrite(io, buffer, from, length, offset)
+        write_at(io, buffer, from, length, offset)
+      end
     else
-      def io_pread(io, buffer, length, from) = read_at(io, buffer, from, length, 0)
+      def io_pread(io, buffer, length, from) # :nodoc:
+        read_at(io, buffer, from, length, 0)
+      end
 
-      def io_pwrite(io, buffer, length, from) = write_at(io, buffer, from, length, 0)
+      def io_pwrite(io, buffer, length, from) # :nodoc:
+        write_at(io, buffer, from, length, 0)
+      end
     end
 
     # ---- what only threads can do ----
 
+    # The addresses of a name, looked up by a worker thread; nil when there are none.
     def address_resolve(hostname)
       machine.resolve(hostname)
     rescue SocketError

@@ -28,7 +28,10 @@ class UM
     # What the block returned, or the exception that ended it.
     attr_reader :result
 
-    def done? = !!@done
+    # Whether the block has returned or raised.
+    def done?
+      !!@done
+    end
 
     # Items for this fiber, from whoever knows it.
     def mailbox
@@ -63,8 +66,10 @@ class UM
   class Fiber < ::Fiber
     include FiberMethods
 
+    # The UM it belongs to.
     attr_accessor :machine
 
+    # As ::Fiber#raise, after what the fiber waits for was taken back.
     def raise(*arguments, **options)
       return super if equal?(::Fiber.current) || !machine
       error = begin
@@ -76,6 +81,7 @@ class UM
       self
     end
 
+    # Ends the fiber by UM::Terminate, so that what it waits for is taken back.
     def kill
       return super if equal?(::Fiber.current) && defined?(super)
       self.raise(Terminate)
@@ -140,11 +146,13 @@ class UM
     buffer
   end
 
+  # Closes in the background; errors are lost.
   def close_async(io)
     spin { close(io) }
     self
   end
 
+  # Shuts down in the background; errors are lost.
   def shutdown_async(io, how)
     spin { shutdown(io, how) }
     self
@@ -159,6 +167,7 @@ class UM
     end
   end
 
+  # Receives until the end, a new buffer for each block call.
   def recv_each(io, flags, size = 65_536)
     loop do
       buffer = +""
@@ -172,6 +181,7 @@ class UM
     accept_each(io) { |fd| push(queue, fd) }
   end
 
+  # The descriptor of a new socket.
   def socket(domain, type, protocol = 0, _flags = 0)
     socket = ::Socket.new(domain, type, protocol)
     socket.autoclose = false
@@ -183,18 +193,22 @@ class UM
     connect_to(io, sockaddr(io, host, port))
   end
 
+  # Gives a socket its local address.
   def bind(io, host, port)
     with_socket(io) { |socket| socket.bind(::Socket.sockaddr_in(port, host)) }
   end
 
+  # From now on the socket takes connections.
   def listen(io, backlog)
     with_socket(io) { |socket| socket.listen(backlog) }
   end
 
+  # The value of an integer option.
   def getsockopt(io, level, option)
     with_socket(io) { |socket| socket.getsockopt(level, option).int }
   end
 
+  # Sets an integer option; returns 0.
   def setsockopt(io, level, option, value)
     with_socket(io) do |socket|
       socket.setsockopt(level, option, value)
@@ -202,10 +216,12 @@ class UM
     end
   end
 
+  # Waits, in a worker thread, until a file is on its disk.
   def fsync(io)
     blocking { with_io(io, &:fsync) }
   end
 
+  # The addresses of a name; a worker thread looks them up.
   def resolve(host)
     blocking { Addrinfo.getaddrinfo(host, nil, nil, :STREAM).map(&:ip_address).uniq }
   end
@@ -265,7 +281,7 @@ class UM
   end
 
   # Threads for what only blocks: as many as there are cores, for all machines together.
-  module Workers
+  module Workers # :nodoc:
     @mutex = Thread::Mutex.new
     @queue = Thread::Queue.new
     @threads = []

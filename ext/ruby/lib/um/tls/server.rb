@@ -4,6 +4,7 @@ class UM
   module TLS
     # OpenSSL::SSL::SSLServer whose connections are UM::TLS::Socket.
     class Server < OpenSSL::SSL::SSLServer
+      # The options are those of UM::TLS.wrap, for each connection.
       def initialize(server, context, **options)
         super(server, context)
         @options = options

@@ -15,24 +15,29 @@ class UM
     #
     # Methods written in C: sysread, syswrite, sysread_nonblock, syswrite_nonblock, stop.
     module Methods
+      # As stock; attached while UM::TLS.install holds.
       def initialize(io, *context)
         super
         um_attach(nil, nil) if TLS.installed? && !is_a?(Socket)
       end
 
+      # As stock: the handshake as the client.
       def connect
         um_attached? ? um_handshake(:um_stock_connect_nonblock) : super
       end
 
+      # As stock: the handshake as the server.
       def accept
         um_attached? ? um_handshake(:um_stock_accept_nonblock) : super
       end
 
+      # As stock: as far as it goes without waiting.
       def connect_nonblock(exception: true)
         return super unless um_attached?
         um_handshake_nonblock(:um_stock_connect_nonblock, exception)
       end
 
+      # As stock: as far as it goes without waiting.
       def accept_nonblock(exception: true)
         return super unless um_attached?
         um_handshake_nonblock(:um_stock_accept_nonblock, exception)
@@ -52,16 +57,18 @@ class UM
         decrypted.zero? ? um_buffered : decrypted
       end
 
-      # Waits until reading, or writing, makes progress; nil when it does not in +timeout+ seconds.
+      # Waits until reading makes progress; nil when it does not in +timeout+ seconds.
       def wait_readable(timeout = nil)
         return to_io.wait_readable(timeout) && self unless um_attached?
         @rbuffer.empty? && pending.zero? ? um_wait(IO::READABLE, timeout) : self
       end
 
+      # Waits until writing makes progress; nil when it does not in +timeout+ seconds.
       def wait_writable(timeout = nil)
         um_attached? ? um_wait(IO::WRITABLE, timeout) : to_io.wait_writable(timeout) && self
       end
 
+      # Says goodbye to the peer, and with #sync_close closes the IO as well.
       def sysclose
         return super unless um_attached?
         return if closed?
@@ -69,6 +76,7 @@ class UM
         um_close_io if sync_close
       end
 
+      # As #sysclose, after sending what was written.
       def close
         return super unless um_attached?
         um_flush_for_close unless closed?
@@ -152,11 +160,13 @@ class UM
     class Socket < OpenSSL::SSL::SSLSocket
       include Methods
 
+      # See UM::TLS.wrap.
       def initialize(io, context = OpenSSL::SSL::SSLContext.new, readahead: nil, deadline: nil)
         super(io, context)
         um_attach(readahead, deadline)
       end
 
+      # A TCP connection, wrapped and not yet connected in TLS.
       def self.open(host, port, local_host = nil, local_port = nil, context: nil)
         new(TCPSocket.open(host, port, local_host, local_port), *context)
       end
