@@ -1,8 +1,8 @@
 #!/bin/sh
-# bench/run.sh BUILD_DIR [WORKLOAD...] [--quick] [--json FILE] ...
-# `./run bench` comes here after building; bench.py --help has the rest.
+# bench/run.sh BUILD_DIR [ruby] [WORKLOAD...] [--quick] [--json FILE] ...
+# `./run bench` comes here after building; bench.py --help has the rest, ruby --help that of Ruby.
 set -eu
-build=${1:?"usage: bench/run.sh BUILD_DIR [WORKLOAD...] [--quick] [--json FILE]"}
+build=${1:?"usage: bench/run.sh BUILD_DIR [ruby] [WORKLOAD...] [--quick] [--json FILE]"}
 shift
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(dirname "$here")
@@ -19,6 +19,13 @@ build_ablation() {
   fi
   ninja --quiet -C "$ablation" >"$root/build/ablation.log" 2>&1
 }
+
+case ${1:-} in
+  ruby)
+    shift
+    command -v "${RUBY:-ruby}" >/dev/null 2>&1 || { echo "bench: no ruby: install ruby and ruby-dev" >&2; exit 1; }
+    exec "${RUBY:-ruby}" "$here/ruby/bench.rb" --build "$build" "$@" ;;
+esac
 
 for word; do
   [ "$word" = ablate ] || continue
