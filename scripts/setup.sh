@@ -106,39 +106,24 @@ setup_packages() {
   install_packages $missing || die "apt-get could not install: $missing"
 }
 
-# Debian 13's packages through a private configuration: /etc/apt is not touched.
 unpack_liburing() {
-  uri=$("$root/scripts/debian-archive.sh") || die "so Debian 13's liburing cannot be fetched"
   say "unpacking a newer liburing under build/deps"
   mkdir -p "$root/build"
-  tmp=$(mktemp -d)
   new=$deps.new.$$
   # shellcheck disable=SC2064
-  trap "rm -rf '$tmp' '$new'" EXIT
+  trap "rm -rf '$new'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  mkdir -p "$tmp/parts" "$tmp/lists/partial" "$tmp/debs" "$new/objects"
-  # The sandbox user of apt must be able to read it.
-  chmod 755 "$tmp" "$tmp/debs"
-  printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\n' "$uri" >"$tmp/parts/trixie.sources"
-  set -- -qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$tmp/parts" \
-    -o Dir::Etc::preferencesparts="$tmp" -o Dir::State::lists="$tmp/lists" \
-    -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User="$(id -un)"
-  quietly apt-get "$@" update ||
-    die "cannot read Debian 13's package lists from this machine's mirror (its signing key comes with debian-archive-keyring: 'apt-get install debian-archive-keyring' brings the current ones)"
   # linux-libc-dev too: liburing's headers use kernel headers that Debian 12's lack.
-  (cd "$tmp/debs" && quietly apt-get "$@" download liburing-dev linux-libc-dev) ||
-    die "cannot download liburing-dev and linux-libc-dev of Debian 13"
-  for deb in "$tmp"/debs/*.deb; do
-    dpkg-deb -x "$deb" "$new"
-  done
+  "$root/scripts/debian-unpack.sh" trixie "$new" liburing-dev linux-libc-dev ||
+    die "so Debian 13's liburing cannot be fetched"
   # The package has the asm/ headers of every architecture, each in a folder of its own.
   mv "$new/usr/include/$(gcc -print-multiarch)/asm" "$new/usr/include/asm"
   rm -rf "$new"/usr/include/*-linux-gnu* "$new/usr/share"
+  mkdir "$new/objects"
   (cd "$new/objects" && ar x "$new"/usr/lib/*/liburing.a)
   rm -rf "$deps"
   mv "$new" "$deps"
-  rm -rf "$tmp"
   trap - EXIT INT TERM
 }
 

@@ -42,7 +42,7 @@ typedef struct exchange {
 
 static int make_ready(http_service *s) {
   response r = {.status = 200, .type = "application/octet-stream", .keep_alive = true,
-                .length = s->site->body};
+                .length = s->site->body, .fields = s->site->fields};
   char head[RESPONSE_HEAD_MAX];
   s->ready_head = response_head(head, &r, &s->date);
   s->ready_date = (size_t)(strstr(head, "Date: ") + 6 - head);
@@ -105,7 +105,8 @@ static bool is_head(const exchange *x) { return http_slice_is(x->request.method,
 
 static response respond(const exchange *x, int status, const char *type, uint64_t length) {
   return (response){.status = status, .type = type, .length = length,
-                    .keep_alive = x->keep_alive, .http_1_0 = x->request.http_1_0};
+                    .keep_alive = x->keep_alive, .http_1_0 = x->request.http_1_0,
+                    .fields = x->service->site->fields};
 }
 
 /* Head and a short text in one record. */

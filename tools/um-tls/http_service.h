@@ -14,6 +14,7 @@ typedef struct http_site {
   int root;         /* directory, or -1 */
   bool has_body;    /* answer every GET with `body` bytes of our own */
   uint64_t body;
+  char fields[128]; /* of every response's head, each with its CRLF */
   int64_t wait_ms;  /* for the rest of a request, and for a peer to take a response's next bytes */
   atomic_bool draining; /* each connection's next response is its last */
 } http_site;

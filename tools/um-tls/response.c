@@ -54,8 +54,8 @@ size_t response_head(char *out, const response *r, const http_date *date) {
                            : r->http_1_0  ? "Connection: keep-alive\r\n" : "";
   int n = snprintf(out, RESPONSE_HEAD_MAX,
                    "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: %s\r\nContent-Length: %" PRIu64
-                   "\r\n%s", r->status, response_reason(r->status), date->text, r->type, r->length,
-                   connection);
+                   "\r\n%s%s", r->status, response_reason(r->status), date->text, r->type, r->length,
+                   connection, r->fields);
   n += extra_fields(out + n, RESPONSE_HEAD_MAX - (size_t)n, r);
   n += snprintf(out + n, RESPONSE_HEAD_MAX - (size_t)n, "\r\n");
   return (size_t)n;

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#define RESPONSE_HEAD_MAX 640 /* no head is longer */
+#define RESPONSE_HEAD_MAX 704 /* no head is longer */
 #define HTTP_DATE_LENGTH 29   /* "Sun, 06 Nov 1994 08:49:37 GMT" */
 
 /* The Date field's value, renewed when the second changes. */
@@ -24,6 +24,7 @@ typedef struct response {
   uint64_t length;
   bool keep_alive, http_1_0; /* of the request */
   uint64_t first, last, size; /* of a file, for ranges; size 0: has none */
+  const char *fields;         /* more of them, each with its CRLF */
 } response;
 
 const char *response_reason(int status);

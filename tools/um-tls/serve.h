@@ -15,7 +15,7 @@
 
 typedef struct serve_options {
   const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics;
-  uint64_t threads, max_connections, body;
+  uint64_t threads, max_connections, body, hsts;
   int64_t handshake_timeout, idle_timeout, drain_timeout; /* ms */
   bool echo, cubic, verbose;
 } serve_options;

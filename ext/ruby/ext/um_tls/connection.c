@@ -11,6 +11,7 @@
  */
 #include "um_ruby.h"
 
+#include <bio_uring/tls.h>
 #include <openssl/err.h>
 #include <poll.h>
 #include <stdio.h>
@@ -91,6 +92,19 @@ static SSL *ssl_of(VALUE socket) {
     return DATA_PTR(socket);
   rb_raise(rb_eTypeError, "%" PRIsVALUE " is not an initialized OpenSSL::SSL::SSLSocket",
            rb_obj_class(socket));
+}
+
+/* UM::TLS.defaults(context): the library's own, on an SSLContext that is not in use yet. */
+static VALUE tls_defaults(VALUE self, VALUE context) {
+  (void)self;
+  if (!RB_TYPE_P(context, T_DATA) || !RTYPEDDATA_P(context) ||
+      strcmp(RTYPEDDATA_TYPE(context)->wrap_struct_name, "OpenSSL/SSL/CTX") || !DATA_PTR(context))
+    rb_raise(rb_eTypeError, "wrong argument type %" PRIsVALUE " (expected OpenSSL::SSL::SSLContext)",
+             rb_obj_class(context));
+  rb_check_frozen(context);
+  int result = um_tls_ctx_defaults(DATA_PTR(context));
+  if (result < 0) um_raise(result);
+  return context;
 }
 
 static connection *find(VALUE socket) {
@@ -813,6 +827,7 @@ void um_init_connection(VALUE tls) {
   rb_define_private_method(methods, "sysread_nonblock", tls_sysread_nonblock, -1);
   rb_define_private_method(methods, "syswrite_nonblock", tls_syswrite_nonblock, -1);
   rb_define_private_method(methods, "stop", tls_stop, 0);
+  rb_define_singleton_method(tls, "defaults", tls_defaults, 1);
   rb_define_singleton_method(tls, "installed?", installed_p, 0);
   rb_define_private_method(rb_singleton_class(tls), "installed=", set_installed, 1);
   rb_define_private_method(methods, "um_writing", tls_writing, 0);
