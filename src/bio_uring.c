@@ -182,7 +182,7 @@ static int suspending_put(um_bio *b, const char *data, size_t length) {
   int where = place(conn), result = 0;
   if (where < 0) return where;
   if (where) {
-    size_t limit = conn->reactor->config.send_limit;
+    size_t limit = um__conn_send_limit(conn);
     if (conn->output >= limit) result = suspended_write(conn, limit / 2, b->deadline);
     return result < 0 ? result : um__conn_put(conn, data, length);
   }

@@ -27,6 +27,8 @@ struct um_tls {
   um_waitq writers;
   unsigned users;        /* calls that must leave before it is freed */
   um_task *closer;
+  unsigned floods;       /* turns in a row used up by records without data */
+  unsigned flood_limit;  /* of those, at most; 0: any number */
   int failed;            /* latched: nothing but close makes sense */
   char *unread;          /* plaintext given back by read_exact and read_until */
   size_t unread_start, unread_end;

@@ -35,6 +35,7 @@ static ssize_t read_ssl(um_tls *tls, void *buffer, size_t length, um_time deadli
   while (result == 0) {
     result = um__ssl_call(tls, ssl_read, buffer, length, &count);
     if (result > 0) {
+      tls->floods = 0;
       um__task()->turn_used += (unsigned)count;
       return (ssize_t)count;
     }
@@ -156,5 +157,7 @@ int um__tls_peek_step(um_tls *tls) {
   size_t count;
   if (unread(tls)) return 1;
   if (tls->failed) return tls->failed;
-  return um__ssl_call(tls, ssl_peek, &byte, 1, &count);
+  int result = um__ssl_call(tls, ssl_peek, &byte, 1, &count);
+  if (result > 0) tls->floods = 0;
+  return result;
 }

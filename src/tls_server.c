@@ -1,6 +1,8 @@
 /* Serving: connections that wait for bytes hold no fiber. A pooled fiber starts when
  * bytes come, does what they allow (a piece of the handshake, a handler) and ends. */
+#include "peers.h"
 #include "reactor/alloc.h"
+#include "tls_hello.h"
 #include "tls_internal.h"
 
 #include <bio_uring/io.h>
@@ -19,6 +21,8 @@ typedef struct served {
   um_tls_listener *listener;
   void *data;
   um_time handshake_deadline;
+  um_peer *peer;         /* its address, where those are counted */
+  um_hello hello;
   struct um_timer timer; /* while parked: handshake or idle deadline */
   bool busy;             /* a fiber is on it */
   bool expired;
@@ -41,6 +45,7 @@ struct um_tls_listener {
   um_group fibers;
   um_waitq below_cap, ended;
   struct served_list connections;
+  um_peers peers;
   um_tls_listener_stats stats;
   bool stopping;
 };
@@ -90,6 +95,7 @@ static void served_timeout(struct um_timer *timer) {
 static void served_free(served *s) {
   um_tls_listener *l = s->listener;
   LIST_REMOVE(s, link);
+  um__peers_leave(&l->peers, s->peer);
   um__timer_remove(l->reactor, &s->timer);
   um__timer_unreserve(l->reactor);
   um__free(s);
@@ -102,6 +108,8 @@ static void end(served *s, int reason) {
   um_tls *tls = s->tls;
   um_tls_listener *l = s->listener;
   if (!tls->shaken) l->stats.failed++;
+  if (tls->shaken && reason == -ETIMEDOUT) l->stats.too_slow++;
+  if (reason == UM_ETOOLONG) l->stats.too_much++;
   if (l->config.closed) l->config.closed(tls, s->data, l->config.arg, reason);
   /* A failed handshake still has its alert to deliver. */
   bool graceful = reason == 0 || reason == UM_ETLS || reason == UM_EVERIFY ||
@@ -111,11 +119,25 @@ static void end(served *s, int reason) {
   served_free(s);
 }
 
+/* No SSL before the complete ClientHello is there: `sated` until more of it comes. */
+static int look_at_hello(served *s) {
+  um_tls *tls = s->tls;
+  if (tls->ssl) return 1;
+  int result = um__hello_look(&s->hello, &tls->conn, s->listener->config.hello_limit);
+  s->sated = result == -EAGAIN;
+  if (result < 0 && !s->sated) um__tls_fail(tls, result, um_strerror(result));
+  return s->sated ? UM_WANT_INPUT : result;
+}
+
 static int finish_handshake(served *s) {
-  bool before = s->tls->shaken;
-  int result = um__tls_handshake_step(s->tls);
-  if (result > 0 && !before) s->listener->stats.handshakes++;
-  return result;
+  um_tls *tls = s->tls;
+  if (tls->shaken) return 1;
+  int result = look_at_hello(s);
+  if (result > 0) result = um__tls_handshake_step(tls);
+  if (result > 0) s->listener->stats.handshakes++;
+  size_t used = tls->conn.arrived - tls->conn.received;
+  if (result != UM_WANT_INPUT || used <= s->listener->config.handshake_limit) return result;
+  return um__tls_fail(tls, UM_ETOOLONG, "more handshake than it may send");
 }
 
 static size_t unseen(const served *s) {
@@ -233,6 +255,7 @@ static served *served_new(um_tls_listener *l, int fd) {
     um__free(s);
     return NULL;
   }
+  s->tls->flood_limit = l->config.max_floods;
   s->listener = l;
   s->timer = (struct um_timer){.deadline = UM_FOREVER, .fire = served_timeout};
   s->handshake_deadline = um_now() + l->config.handshake_timeout_ms * UM_MS;
@@ -241,14 +264,30 @@ static served *served_new(um_tls_listener *l, int fd) {
   return s;
 }
 
+/* 0, or why this one is not to be served. */
+static int admit(um_tls_listener *l, int fd, um_peer **peer) {
+  *peer = NULL;
+  if (!l->config.max_per_address) return 0;
+  int result = um__peers_enter(&l->peers, fd, l->config.max_per_address, peer);
+  if (result == -EUSERS) l->stats.refused++;
+  return result;
+}
+
 static void accepted(um_tls_listener *l, int fd) {
+  um_peer *peer;
   int one = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  served *s = served_new(l, fd);
-  if (!s) {
+  if (admit(l, fd, &peer) < 0) {
     close(fd);
     return;
   }
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  served *s = served_new(l, fd);
+  if (!s) {
+    um__peers_leave(&l->peers, peer);
+    close(fd);
+    return;
+  }
+  s->peer = peer;
   l->stats.accepted++;
   l->stats.open++;
   park(s);
@@ -259,6 +298,7 @@ static int accept_loop(void *argument) {
   while (!l->stopping) {
     int result = 0;
     if (l->stats.open >= l->config.max_connections) {
+      l->stats.pauses++;
       um_acceptor_pause(l->acceptor);
       result = um__waitq_wait(&l->below_cap, UM_FOREVER);
     } else if ((result = um_acceptor_next(l->acceptor, UM_FOREVER)) >= 0) {
@@ -276,7 +316,16 @@ static void listener_free(um_tls_listener *l) {
   um_task_unregister(&l->starter);
   um_acceptor_destroy(l->acceptor);
   SSL_CTX_free(l->config.ctx);
+  um__peers_free(&l->peers);
   um__free(l);
+}
+
+static void complete(um_tls_server_config *config) {
+  if (!config->handshake_timeout_ms) config->handshake_timeout_ms = 10000;
+  if (!config->idle_timeout_ms) config->idle_timeout_ms = 60000;
+  if (!config->max_connections) config->max_connections = 100000;
+  if (!config->hello_limit) config->hello_limit = 8192;
+  if (!config->handshake_limit) config->handshake_limit = 65536;
 }
 
 int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_config *config) {
@@ -289,9 +338,7 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
   l->reactor = task->reactor;
   l->config = *config;
   SSL_CTX_up_ref(l->config.ctx);
-  if (!l->config.handshake_timeout_ms) l->config.handshake_timeout_ms = 10000;
-  if (!l->config.idle_timeout_ms) l->config.idle_timeout_ms = 60000;
-  if (!l->config.max_connections) l->config.max_connections = 100000;
+  complete(&l->config);
   LIST_INIT(&l->connections);
   STAILQ_INIT(&l->runnable);
   if (um_task_register(&l->starter, l->reactor, &starter_host) < 0) {
@@ -344,6 +391,16 @@ int um_tls_listener_stop(um_tls_listener *l, um_time deadline) {
   task->shield--;
   listener_free(l);
   return result;
+}
+
+int um_tls_listener_set_ctx(um_tls_listener *l, SSL_CTX *ctx) {
+  if (!ctx) return -EINVAL;
+  int result = um__reactor_check(l->reactor);
+  if (result < 0) return result;
+  SSL_CTX_up_ref(ctx);
+  SSL_CTX_free(l->config.ctx);
+  l->config.ctx = ctx;
+  return 0;
 }
 
 void um_tls_listener_stats_get(const um_tls_listener *l, um_tls_listener_stats *out) {

@@ -135,6 +135,9 @@ int um__tls_wait_input(um_tls *tls, um_time deadline) {
     return um__conn_wait_output(&tls->conn, limit, deadline);
   }
   if (!um__bio_budget_spent(tls->bio)) return um__tls_wait_readable(tls, deadline);
+  UM_COUNT(tls->reactor, floods, 1);
+  if (tls->flood_limit && ++tls->floods > tls->flood_limit)
+    return um__tls_fail(tls, UM_ETOOLONG, "too many records without data in a row");
   int result = um__tls_give_way(tls);
   return result == 0 && um_now() >= deadline ? -ETIMEDOUT : result;
 }

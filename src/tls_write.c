@@ -19,7 +19,7 @@ static int ssl_write(SSL *ssl, void *buffer, size_t length, size_t *done) {
 
 /* Above the limit writers park until half of it has left. */
 static int wait_for_room(um_tls *tls, um_time deadline) {
-  size_t limit = tls->reactor->config.send_limit;
+  size_t limit = um__conn_send_limit(&tls->conn);
   if (tls->conn.output_error) return tls->conn.output_error;
   if (tls->conn.output < limit) return 0;
   return um__conn_wait_output(&tls->conn, limit / 2, deadline);

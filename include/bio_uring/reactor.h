@@ -39,6 +39,10 @@ typedef struct um_reactor_config {
                              pauses (TCP then holds the peer back), 4096..16 MiB; 32768 */
   unsigned send_limit;    /* ciphertext bytes queued per connection before its writers
                              park, 16384..64 MiB; 262144 */
+  unsigned receive_total; /* ciphertext bytes queued by all connections together, above which
+                             each may queue 4096 and no more, 65536..UINT_MAX; 64 MiB */
+  unsigned send_total;    /* memory of all connections' send buffers, above which each may queue
+                             16384 and no more, 65536..UINT_MAX; 256 MiB */
   unsigned turn_bytes;    /* plaintext a connection may read in one turn before other
                              connections go, 1024..16 MiB; 65536 */
   unsigned zerocopy_threshold; /* sends of at least so many bytes use SEND_ZC from the
@@ -142,6 +146,10 @@ typedef struct um_metrics {
   uint64_t accept_backoffs;  /* accept paused for want of descriptors or memory */
   uint64_t unregistered;     /* registrations refused by the kernel, done without */
   uint64_t turns;            /* times a connection gave way after its share of a turn */
+  uint64_t receive_queued;   /* gauge: ciphertext received and not taken yet */
+  uint64_t send_held;        /* gauge: memory of send buffers that connections hold */
+  uint64_t squeezed;         /* times receive_total or send_total made a connection's limit small */
+  uint64_t floods;           /* turns that records without data used up: KeyUpdates, ... */
 } um_metrics;
 /* Copies them; any thread. */
 UM_API void um_reactor_metrics(const um_reactor *reactor, um_metrics *out);

@@ -190,6 +190,17 @@ typedef struct um_tls_server_config {
   unsigned idle_timeout_ms;        /* parked without a byte; 0 = 60,000; UINT_MAX = never */
   unsigned max_connections;        /* accepting stops there, resumes below; 0 = 100,000 */
   unsigned flags;                  /* UM_TLS_GREET */
+  unsigned max_per_address;        /* of those, from one IPv4 address or one IPv6 /64; more are
+                                      closed at once; 0 = no limit */
+  unsigned hello_limit;            /* bytes of a ClientHello; what is longer ends with UM_ETOOLONG.
+                                      Until it is complete a connection costs no more memory than
+                                      its bytes and 2 KB; 0 = 8,192 */
+  unsigned handshake_limit;        /* bytes a peer may send until its handshake is done, or it
+                                      ends with UM_ETOOLONG; 0 = 65,536 */
+  unsigned max_floods;             /* turns in a row that a peer may use up with records without
+                                      data (KeyUpdate, renegotiation), 16 of them each, or it ends
+                                      with UM_ETOOLONG; 0 = any number: they never cost others
+                                      more than a turn */
 } um_tls_server_config;
 /* Start the handler right after the handshake, without waiting for data: for
  * protocols in which the server speaks first. */
@@ -200,6 +211,11 @@ typedef struct um_tls_listener um_tls_listener;
 /* Serves connections of `listen_fd` (which stays the caller's) on the current
  * reactor, from fibers of its own, until stopped. -ENOMEM, -EINVAL, UM_ENOTFIBER. */
 UM_API int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_config *config);
+/* Gives connections accepted from now on another context (certificates, keys, ...); those
+ * that are there keep theirs. It is referenced. From the listener's reactor; never waits.
+ * To keep sessions resumable, give both contexts the same um_ticket_keys.
+ * -EINVAL, UM_EWRONGTHREAD, UM_EFORKED. */
+UM_API int um_tls_listener_set_ctx(um_tls_listener *listener, SSL_CTX *ctx);
 /* Stops accepting, lets running handlers finish and closes parked connections
  * with close_notify; at the deadline cancels what is left. Then frees. From a
  * fiber. 0, or -ETIMEDOUT when handlers had to be cancelled. */
@@ -210,6 +226,10 @@ typedef struct um_tls_listener_stats {
   uint64_t handshakes; /* completed */
   uint64_t failed;     /* ended before their handshake had */
   uint64_t timed_out;  /* handshake or idle deadline passed */
+  uint64_t too_slow;   /* ended by their handler with -ETIMEDOUT: a whole read or write took too long */
+  uint64_t too_much;   /* ended with UM_ETOOLONG: hello_limit, handshake_limit, max_floods */
+  uint64_t refused;    /* closed at once: max_per_address */
+  uint64_t pauses;     /* times accepting stopped at max_connections */
   uint64_t open;       /* gauge: connections alive */
   uint64_t parked;     /* gauge: of those, without a fiber */
 } um_tls_listener_stats;

@@ -6,7 +6,55 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#define COPY_LEAST 256u /* room of a copy: bytes that trickle in share it */
+
 void um__conn_init(um_conn *conn, int fd) { *conn = (um_conn){.fd = fd}; }
+
+/* ---- what all of a reactor's connections have queued ---- */
+
+static void count_received(um_conn *conn, size_t more, size_t less) {
+  conn->received += more - less;
+  if (conn->reactor) UM_COUNT(conn->reactor, receive_queued, more - less);
+}
+
+static void count_slab(um_conn *conn, size_t more, size_t less) {
+  if (conn->reactor) UM_COUNT(conn->reactor, send_held, more - less);
+}
+
+static size_t slabs_held(const um_conn *conn) {
+  size_t sum = 0;
+  for (const um_slab *slab = conn->output_first; slab; slab = slab->next) sum += slab->capacity;
+  return sum;
+}
+
+void um__conn_attach(um_conn *conn, um_reactor *r) {
+  conn->reactor = r;
+  conn->slabs = r->slabs;
+  UM_COUNT(r, receive_queued, conn->received);
+  count_slab(conn, slabs_held(conn), 0);
+  if (conn->output) um__conn_dirty(conn);
+}
+
+/* A connection that has nothing may always have a little: it gets on, if slowly, and the
+ * sum stays bounded by the number of connections. */
+size_t um__conn_receive_limit(const um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  if (r->metrics.receive_queued < r->config.receive_total) return r->config.receive_limit;
+  UM_COUNT(r, squeezed, 1);
+  return UM_RECEIVE_LEAST;
+}
+
+static bool squeezed(const um_conn *conn) {
+  const um_reactor *r = conn->reactor;
+  return r && r->metrics.send_held >= r->config.send_total;
+}
+
+size_t um__conn_send_limit(const um_conn *conn) {
+  um_reactor *r = conn->reactor;
+  if (!squeezed(conn)) return r->config.send_limit;
+  UM_COUNT(r, squeezed, 1);
+  return UM_SEND_LEAST;
+}
 
 /* ---- received ---- */
 
@@ -33,7 +81,8 @@ static void append(um_conn *conn, um_segment *segment) {
   if (conn->received_last) conn->received_last->next = segment;
   else conn->received_first = segment;
   conn->received_last = segment;
-  conn->received += segment->length;
+  conn->arrived += segment->length;
+  count_received(conn, segment->length, 0);
 }
 
 static void holds_none(um_conn *conn) {
@@ -62,17 +111,41 @@ size_t um__conn_take(um_conn *conn, void *buffer, size_t length) {
     segment->length -= (uint32_t)part;
     if (!segment->length) drop_first(conn);
   }
-  conn->received -= taken;
+  count_received(conn, 0, taken);
   return taken;
+}
+
+size_t um__conn_peek(const um_conn *conn, size_t offset, void *buffer, size_t length) {
+  size_t copied = 0;
+  for (const um_segment *s = conn->received_first; s && copied < length; s = s->next) {
+    size_t part = offset < s->length ? s->length - offset : 0;
+    if (part > length - copied) part = length - copied;
+    memcpy((char *)buffer + copied, s->data + offset, part);
+    copied += part;
+    offset = part || offset < s->length ? 0 : offset - s->length;
+  }
+  return copied;
+}
+
+static um_segment *own_segment(size_t length) {
+  size_t capacity = length < COPY_LEAST ? COPY_LEAST : length;
+  um_segment *segment = um__alloc_raw(sizeof *segment + capacity);
+  if (!segment) return NULL;
+  *segment = (um_segment){.data = segment->own, .room = (uint32_t)capacity, .buffer = -1};
+  return segment;
+}
+
+static void fill(um_segment *segment, const void *data, size_t length) {
+  memcpy(segment->data + segment->length, data, length);
+  segment->length += (uint32_t)length;
+  segment->room -= (uint32_t)length;
 }
 
 int um__conn_feed(um_conn *conn, const void *data, size_t length) {
   if (!length) return 0;
-  um_segment *segment = um__alloc_raw(sizeof *segment + length);
+  um_segment *segment = own_segment(length);
   if (!segment) return -ENOMEM;
-  segment->buffer = -1;
-  segment->data = memcpy(segment->own, data, length);
-  segment->length = (uint32_t)length;
+  fill(segment, data, length);
   append(conn, segment);
   return 0;
 }
@@ -88,6 +161,7 @@ void um__conn_received(um_conn *conn, const um_completion *completion) {
   }
   segment->data = completion->data;
   segment->length = (uint32_t)completion->result;
+  segment->room = 0;
   segment->buffer = (int32_t)completion->buffer;
   append(conn, segment);
   if (!conn->is_holding) {
@@ -97,25 +171,32 @@ void um__conn_received(um_conn *conn, const um_completion *completion) {
 }
 
 void um__conn_discard_received(um_conn *conn) {
+  count_received(conn, 0, conn->received);
   while (conn->received_first) drop_first(conn);
-  conn->received = 0;
 }
 
 /* Replaces segments in provided buffers by copies, so that a few unread bytes do
  * not pin a whole buffer. Without memory the rest stays where it is. */
 bool um__conn_copy_out(um_conn *conn) {
-  um_reactor *r = conn->reactor;
-  for (um_segment **link = &conn->received_first; *link; link = &(*link)->next) {
-    um_segment *segment = *link, *copy;
-    if (segment->buffer < 0) continue;
-    if (!(copy = um__alloc_raw(sizeof *copy + segment->length))) return false;
-    *copy = (um_segment){.next = segment->next, .length = segment->length, .buffer = -1};
-    copy->data = memcpy(copy->own, segment->data, segment->length);
-    UM_COUNT(r, copied_bytes, segment->length);
-    if (conn->received_last == segment) conn->received_last = copy;
-    *link = copy;
+  um_segment *last = NULL; /* the copy before */
+  for (um_segment **link = &conn->received_first, *segment; (segment = *link);) {
+    if (segment->buffer < 0) {
+      last = segment;
+      link = &segment->next;
+      continue;
+    }
+    if (!last || last->room < segment->length) {
+      if (!(last = own_segment(segment->length))) return false;
+      last->next = segment;
+      *link = last;
+      link = &last->next;
+    }
+    fill(last, segment->data, segment->length);
+    UM_COUNT(conn->reactor, copied_bytes, segment->length);
+    *link = segment->next;
     segment_free(conn, segment);
   }
+  conn->received_last = last;
   holds_none(conn);
   return true;
 }
@@ -144,8 +225,10 @@ static um_slab *output_slab(um_conn *conn, size_t length) {
   um_slab *last = conn->output_last;
   if (last && last->capacity - last->end >= length) return last;
   bool large = conn->bulk || conn->output + length > UM_SLAB_SMALL;
+  if (squeezed(conn)) large = length > UM_SLAB_SMALL;
   um_slab *slab = um__slab_take(conn->slabs, large);
   if (!slab) return NULL;
+  count_slab(conn, slab->capacity, 0);
   if (last) last->next = slab;
   else conn->output_first = slab;
   conn->output_last = slab;
@@ -192,6 +275,7 @@ static void drop_slab(um_conn *conn) {
   um_slab *slab = conn->output_first;
   conn->output_first = slab->next;
   if (!conn->output_first) conn->output_last = NULL;
+  count_slab(conn, 0, slab->capacity);
   um__slab_give(slab);
 }
 
@@ -211,7 +295,8 @@ void um__conn_discard_output(um_conn *conn) {
   conn->output = 0;
 }
 
-void um__conn_rehouse_output(um_conn *conn) {
+/* Out of a pool that may go away before the connection. */
+static void rehouse_output(um_conn *conn) {
   um_slab *old = conn->output_first;
   conn->output_first = conn->output_last = NULL;
   conn->queued -= conn->output;
@@ -221,4 +306,12 @@ void um__conn_rehouse_output(um_conn *conn) {
     um__conn_put(conn, old->data + old->start, old->end - old->start);
     um__slab_give(old);
   }
+}
+
+void um__conn_leave(um_conn *conn) {
+  UM_COUNT(conn->reactor, receive_queued, -conn->received);
+  count_slab(conn, 0, slabs_held(conn));
+  conn->reactor = NULL;
+  conn->slabs = NULL;
+  rehouse_output(conn);
 }

@@ -10,11 +10,15 @@
 #include "slab.h"
 #include "waitq.h"
 
+#define UM_RECEIVE_LEAST 4096u /* may be queued whatever the others have; config's minima */
+#define UM_SEND_LEAST 16384u
+
 /* A run of received bytes: in a provided buffer, or (buffer < 0) in `own`. */
 typedef struct um_segment {
   struct um_segment *next;
   uint8_t *data;
   uint32_t length;
+  uint32_t room;  /* free bytes behind them, in `own` */
   int32_t buffer;
   uint8_t own[];
 } um_segment;
@@ -26,6 +30,7 @@ typedef struct um_conn {
   /* Receiving. received_end: 0 while open, 1 after EOF, else the latched error. */
   um_segment *received_first, *received_last;
   size_t received;
+  uint64_t arrived;    /* bytes there ever were */
   int received_end;
   um_op *receive;      /* armed: a receive, or a poll on an O_NONBLOCK descriptor */
   um_task *reader;     /* waits for `received` or `received_end` */
@@ -54,10 +59,17 @@ typedef struct um_conn {
 /* ---- the queues (conn.c) ---- */
 
 void um__conn_init(um_conn *conn, int fd);
+/* Binds it to a reactor, whose timers and queues it uses from now on. */
+void um__conn_attach(um_conn *conn, um_reactor *reactor);
+/* Unbinds it, with nothing armed or in flight and nothing in provided buffers: moves output
+ * out of the pool, which may go away before the connection. */
+void um__conn_leave(um_conn *conn);
 /* Queues what a receive completed with: result > 0, in a provided buffer. */
 void um__conn_received(um_conn *conn, const um_completion *completion);
 /* Takes up to `length` received bytes. */
 size_t um__conn_take(um_conn *conn, void *buffer, size_t length);
+/* Copies up to `length` of them from `offset` on, which stay; how many. */
+size_t um__conn_peek(const um_conn *conn, size_t offset, void *buffer, size_t length);
 /* Appends a copy. 0 or -ENOMEM. */
 int um__conn_feed(um_conn *conn, const void *data, size_t length);
 /* Drops what was received, giving provided buffers back. */
@@ -73,18 +85,18 @@ size_t um__conn_output(const um_conn *conn, const void **data);
 /* Removes `length` bytes of it. */
 void um__conn_output_sent(um_conn *conn, size_t length);
 void um__conn_discard_output(um_conn *conn);
-/* Moves output out of a pool that may go away before the connection. */
-void um__conn_rehouse_output(um_conn *conn);
 
 /* ---- the kernel's ends (conn_io.c), on the reactor's thread ---- */
 
-/* Binds it to a reactor, whose timers and queues it uses from now on. */
-void um__conn_attach(um_conn *conn, um_reactor *reactor);
 /* Arms a receive unless one is armed, the queue is full or reading has ended. */
 int um__conn_arm(um_conn *conn);
 /* The same from the loop: who waits is woken when it fails, and meets the failure in a try
  * of its own. */
 void um__conn_rearm(um_conn *conn);
+/* What it may have queued of either: what the reactor's configuration says, and little
+ * while all of the reactor's connections together have as much as they may. */
+size_t um__conn_receive_limit(const um_conn *conn);
+size_t um__conn_send_limit(const um_conn *conn);
 /* Waits in a task until bytes are there or reading has ended. */
 int um__conn_wait_readable(um_conn *conn, um_time deadline);
 /* Waits until all but the last `limit` bytes of what is queued now have left, whatever

@@ -5,12 +5,6 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-void um__conn_attach(um_conn *conn, um_reactor *r) {
-  conn->reactor = r;
-  conn->slabs = r->slabs;
-  if (conn->output) um__conn_dirty(conn);
-}
-
 /* ---- receiving ---- */
 
 static bool awaited(const um_conn *conn) {
@@ -61,7 +55,7 @@ static void receive_done(um_op *op, const um_completion *completion) {
   } else if (completion->result > 0) {
     UM_COUNT(r, received_bytes, completion->result);
     um__conn_received(conn, completion);
-    if (completion->more && conn->received >= r->config.receive_limit) um__op_cancel(op);
+    if (completion->more && conn->received >= um__conn_receive_limit(conn)) um__op_cancel(op);
   } else {
     if (completion->has_buffer) r->backend->recycle(r, completion->buffer);
     if (completion->result == 0) conn->received_end = 1;
@@ -77,7 +71,7 @@ static void receive_polled(um_op *op, const um_completion *completion) {
   receive_settled(conn);
 }
 
-static um_op *receive_op(um_conn *conn) {
+static um_op *receive_op(um_conn *conn, size_t limit) {
   um_reactor *r = conn->reactor;
   if (conn->poll_receive) {
     um_op *op = um__op_new(r, UM_OP_POLL, conn->fd);
@@ -91,17 +85,16 @@ static um_op *receive_op(um_conn *conn) {
   um_op *op = um__op_new(r, multi ? UM_OP_RECV_MULTI : UM_OP_RECV, conn->fd);
   if (!op) return NULL;
   if (r->capabilities & UM_CAN_RECV_CAP)
-    op->length = (uint32_t)(r->config.receive_limit - conn->received);
+    op->length = (uint32_t)(limit - conn->received);
   op->done = receive_done;
   return op;
 }
 
 int um__conn_arm(um_conn *conn) {
-  um_reactor *r = conn->reactor;
-  if (conn->receive || conn->received_end || conn->is_starved ||
-      conn->received >= r->config.receive_limit)
-    return 0;
-  um_op *op = receive_op(conn);
+  if (conn->receive || conn->received_end || conn->is_starved) return 0;
+  size_t limit = um__conn_receive_limit(conn);
+  if (conn->received >= limit) return 0;
+  um_op *op = receive_op(conn, limit);
   if (!op) return -ENOMEM;
   op->owner = conn;
   conn->receive = op;
@@ -306,9 +299,7 @@ int um__conn_detach(um_conn *conn) {
     if (conn->output) um__conn_dirty(conn);
     return -ENOMEM;
   }
-  conn->reactor = NULL;
-  conn->slabs = NULL;
-  um__conn_rehouse_output(conn);
+  um__conn_leave(conn);
   return 0;
 }
 

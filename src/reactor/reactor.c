@@ -62,6 +62,8 @@ static const field fields[] = {
     FIELD(max_switches, 256, 1, 65536, 1, false),
     FIELD(receive_limit, 32768, 4096, 16u << 20, 1, false),
     FIELD(send_limit, 262144, 16384, 64u << 20, 1, false),
+    FIELD(receive_total, 64u << 20, 65536, UINT32_MAX, 1, false),
+    FIELD(send_total, 256u << 20, 65536, UINT32_MAX, 1, false),
     FIELD(turn_bytes, 65536, 1024, 16u << 20, 1, false),
 };
 
