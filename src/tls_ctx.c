@@ -13,9 +13,11 @@
 
 int um_tls_ctx_defaults(SSL_CTX *ctx) {
   SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
-                               SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
+                               SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA |
+                               SSL_OP_CLEANSE_PLAINTEXT);
   /* The chain is built once when it is loaded, not searched for in each handshake. */
   SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN);
+  SSL_CTX_set_timeout(ctx, 7200);
   SSL_CTX_set_num_tickets(ctx, 1); /* a client resumes with one; each costs 10-14 us */
   SSL_CTX_set_max_early_data(ctx, 0);
   if (SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION) != 1) return UM_ETLS;

@@ -74,6 +74,7 @@ static int give_back(um_tls *tls, const char *bytes, size_t length) {
   memcpy(joined, bytes, length);
   if (tls->unread) memcpy(joined + length, tls->unread + tls->unread_start, unread(tls));
   size_t total = length + unread(tls);
+  if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
   um__free(tls->unread);
   tls->unread = joined;
   tls->unread_start = 0;

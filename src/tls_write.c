@@ -1,6 +1,7 @@
 /* Writing: encrypts into the connection's output and returns; the loop sends. */
 #include "tls_internal.h"
 
+#include <openssl/crypto.h>
 #include <openssl/ssl.h>
 
 /* Encrypted between two looks at the limit: four records, but never so much that our
@@ -88,7 +89,9 @@ static int write_vector(um_tls *tls, const struct iovec *iov, int count, um_time
       length += iov[i].iov_len;
     }
   }
-  return result == 0 && length ? write_all(tls, joined, length, deadline, done) : result;
+  if (result == 0 && length) result = write_all(tls, joined, length, deadline, done);
+  OPENSSL_cleanse(joined, sizeof joined); /* another connection's fiber may get this stack */
+  return result;
 }
 
 ssize_t um_tls_writev(um_tls *tls, const struct iovec *iov, int count, um_time deadline) {

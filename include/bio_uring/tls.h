@@ -37,8 +37,9 @@ typedef struct um_tls um_tls;
 
 /* The defaults this library stands behind, on a context of the caller's: TLS 1.2
  * and 1.3, AEAD ciphers only, server preference, no renegotiation, no compression,
- * one session ticket, chain built once (SSL_MODE_NO_AUTO_CHAIN), buffers released
- * when idle. 0 or UM_ETLS. */
+ * one session ticket a handshake, good for two hours and with forward secrecy
+ * (um_tls_ctx_tickets() for its keys), chain built once (SSL_MODE_NO_AUTO_CHAIN), buffers
+ * released when idle, OpenSSL's copies of plaintext wiped. 0 or UM_ETLS. */
 UM_API int um_tls_ctx_defaults(SSL_CTX *ctx);
 
 /* A server context with those defaults and a certificate chain and key (PEM).
@@ -48,6 +49,25 @@ UM_API int um_tls_ctx_server(SSL_CTX **out, const char *chain_file, const char *
 /* A client context that verifies against `ca_file` (PEM), or the system's trust
  * store for NULL. UM_ECERT, -ENOMEM. */
 UM_API int um_tls_ctx_client(SSL_CTX **out, const char *ca_file, um_error *error);
+
+/* Keys of session tickets, to be shared by contexts, reactors and threads, so that a session
+ * is resumed wherever its client comes back to. Without, each context has keys of its own
+ * that never change: who steals them can read all that was ever resumed with them by TLS 1.2. */
+typedef struct um_ticket_keys um_ticket_keys;
+/* A random key; after each period (in seconds; 0: 3,600) another one is used, and the two
+ * before it still open tickets. -ENOMEM, UM_ETLS. */
+UM_API int um_ticket_keys_create(um_ticket_keys **out, unsigned period_seconds);
+/* Takes the keys of a file instead, for several hosts, or across restarts: 1 to 8 keys of 80
+ * random bytes each, as nginx has them. The first is used, all open tickets; they change
+ * when they are loaded again and not by themselves. Any thread. On failure those that were
+ * there stay. UM_ECERT; the message says why. */
+UM_API int um_ticket_keys_load(um_ticket_keys *keys, const char *file, um_error *error);
+/* Uses a new random key now; the two before it still open tickets. Any thread. UM_ETLS. */
+UM_API int um_ticket_keys_rotate(um_ticket_keys *keys);
+/* Drops the caller's reference; contexts that use the keys have their own. NULL is fine. */
+UM_API void um_ticket_keys_free(um_ticket_keys *keys);
+/* Makes a server's context use them; before its first connection. -ENOMEM, UM_ETLS. */
+UM_API int um_tls_ctx_tickets(SSL_CTX *ctx, um_ticket_keys *keys);
 
 /* ---- making connections ---- */
 

@@ -132,11 +132,12 @@ class Child:
 class Server(Child):
     """`um-tls serve`, started and listening."""
 
+    # --core: /proc shows nothing of a program without it, but to root.
     def __init__(self, *options, chain="server", files=None, listen="127.0.0.1:0", prefix=(),
-                 **more):
+                 core=("--core",), **more):
         certificate, key = files or pair(chain)
         super().__init__(*prefix, UM_TLS, "serve", "--listen", listen, "--cert", certificate,
-                         "--key", key, *map(str, options), **more)
+                         "--key", key, *core, *map(str, options), **more)
         try:
             self.port = int(self.wait_for(rb"listening on \S+:(\d+)\n").group(1))
         except AssertionError:

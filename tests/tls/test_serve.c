@@ -550,3 +550,154 @@ Test(serve, needs_a_context_and_a_handler) {
   CHECK_EQ(um_tls_serve(&l, 0, &config), UM_ENOTFIBER);
   run_fibers(refused, NULL);
 }
+
+/* ---- floods ---- */
+
+static void send_all(int fd, const char *bytes, size_t length) {
+  while (length) {
+    ssize_t n = send(fd, bytes, length, MSG_NOSIGNAL);
+    if (n <= 0) return; /* it was cut */
+    bytes += n;
+    length -= (size_t)n;
+  }
+}
+
+#define FLOOD 3000
+
+/* KeyUpdates that come in one piece, so that each turn finds more than it does; the echo after
+ * them is read if it comes. */
+static void floods(peer *p) {
+  char bytes[5] = "";
+  const char *flood;
+  peer_shake(p);
+  BIO *memory = BIO_new(BIO_s_mem()), *socket = SSL_get_wbio(p->ssl);
+  BIO_up_ref(socket);
+  SSL_set0_wbio(p->ssl, memory);
+  for (int i = 0; i < FLOOD; i++) {
+    CHECK_EQ(SSL_key_update(p->ssl, SSL_KEY_UPDATE_NOT_REQUESTED), 1);
+    CHECK_EQ(SSL_do_handshake(p->ssl), 1);
+  }
+  CHECK_EQ(SSL_write(p->ssl, "after", 5), 5);
+  long length = BIO_get_mem_data(memory, (char **)&flood);
+  send_all(p->fd, flood, (size_t)length);
+  p->result = SSL_read(p->ssl, bytes, 5);
+  SSL_set0_wbio(p->ssl, socket);
+  if (p->result == 5) CHECK(!memcmp(bytes, "after", 5));
+}
+
+static uint64_t flood_turns(void) {
+  um_metrics m;
+  um_reactor_metrics(um_reactor_current(), &m);
+  return m.floods;
+}
+
+static int is_flooded(void *argument) {
+  server *s = argument;
+  peer p;
+  bool limited = s->config.max_floods != 0;
+  client(&p, floods, NULL);
+  peer_join(&p);
+  UNTIL(gone(s, 1));
+  CHECK_EQ(p.result == 5, !limited);
+  CHECK_EQ(stats().too_much, limited);
+  if (limited) {
+    CHECK_EQ(s->reason, UM_ETOOLONG);
+    CHECK_EQ(flood_turns(), s->config.max_floods + 1);
+  } else {
+    CHECK(flood_turns() >= FLOOD / 32 / 2); /* bounded turns, all of them counted */
+  }
+  return 0;
+}
+Test(serve, a_flood_of_key_updates_is_counted) { serve((um_tls_server_config){0}, is_flooded); }
+Test(serve, a_flood_of_key_updates_may_be_cut) {
+  serve((um_tls_server_config){.max_floods = 10}, is_flooded);
+}
+
+/* Data in between is no flood, however often. */
+static void updates_and_data(peer *p) {
+  char bytes[5];
+  peer_shake(p);
+  for (int i = 0; i < 300; i++) {
+    CHECK_EQ(SSL_key_update(p->ssl, SSL_KEY_UPDATE_REQUESTED), 1);
+    peer_write(p, "hello", 5);
+    peer_read(p, bytes, 5);
+  }
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int updates_often(void *argument) {
+  server *s = argument;
+  peer p;
+  client(&p, updates_and_data, NULL);
+  peer_join(&p);
+  UNTIL(gone(s, 1));
+  CHECK_EQ(s->reason, 0);
+  CHECK_EQ(stats().too_much, 0);
+  return 0;
+}
+Test(serve, key_updates_between_data_are_no_flood) {
+  serve((um_tls_server_config){.max_floods = 1}, updates_often);
+}
+
+/* ---- another certificate ---- */
+
+static void tells_key_type(peer *p) {
+  peer_shake(p);
+  X509 *certificate = SSL_get1_peer_certificate(p->ssl);
+  p->count = (size_t)EVP_PKEY_get_base_id(X509_get0_pubkey(certificate));
+  X509_free(certificate);
+  volatile int *go_on = p->argument;
+  while (go_on && !*go_on) usleep(200);
+  char bytes[5];
+  peer_write(p, "hello", 5);
+  peer_read(p, bytes, 5);
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int changes_certificate(void *argument) {
+  server *s = argument;
+  peer old, new;
+  volatile int go_on = 0;
+  client(&old, tells_key_type, (void *)&go_on);
+  UNTIL(stats().handshakes == 1);
+  SSL_CTX *rsa = um_server_ctx("server-rsa", 0);
+  CHECK_EQ(um_tls_listener_set_ctx(s->listener, NULL), -EINVAL);
+  CHECK_EQ(um_tls_listener_set_ctx(s->listener, rsa), 0);
+  SSL_CTX_free(rsa);
+  client(&new, tells_key_type, NULL);
+  peer_join(&new);
+  go_on = 1;
+  peer_join(&old); /* was there before: goes on */
+  CHECK_EQ(old.count, EVP_PKEY_EC);
+  CHECK_EQ(new.count, EVP_PKEY_RSA);
+  UNTIL(gone(s, 2));
+  return 0;
+}
+Test(serve, another_certificate) { serve((um_tls_server_config){0}, changes_certificate); }
+
+/* ---- addresses ---- */
+
+static int two_of_an_address(void *argument) {
+  server *s = argument;
+  char byte;
+  int first = dial(s->port), second = dial(s->port);
+  UNTIL(stats().open == 2);
+  int third = dial(s->port);
+  UNTIL(stats().refused == 1);
+  CHECK(recv(third, &byte, 1, 0) <= 0);
+  CHECK_EQ(stats().open, 2);
+  close(first);
+  UNTIL(stats().open == 1);
+  peer p;
+  client(&p, tells_key_type, NULL);
+  peer_join(&p);
+  close(second);
+  close(third);
+  UNTIL(gone(s, 3));
+  return 0;
+}
+Test(serve, at_most_two_of_an_address) {
+  serve((um_tls_server_config){.max_per_address = 2}, two_of_an_address);
+}

@@ -1,5 +1,7 @@
 #include "echo_service.h"
 
+#include <openssl/crypto.h>
+
 static int write_all(um_tls *tls, const char *data, size_t length, int64_t wait_ms) {
   while (length) {
     ssize_t n = um_tls_write(tls, data, length, um_after(wait_ms));
@@ -18,6 +20,7 @@ int echo_service_handle(um_tls *tls, void **data, void *service) {
     ssize_t n = um_tls_read(tls, buffer, sizeof buffer, um_after(s->wait_ms));
     if (n <= 0) return n ? (int)n : UM_TLS_CLOSE;
     int result = write_all(tls, buffer, (size_t)n, s->wait_ms);
+    OPENSSL_cleanse(buffer, (size_t)n); /* another connection's fiber will have this stack */
     if (result) return result;
   } while (um_tls_pending(tls));
   return UM_TLS_PARK;

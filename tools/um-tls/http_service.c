@@ -6,6 +6,7 @@
 
 #include <bio_uring/io.h>
 #include <limits.h>
+#include <openssl/crypto.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,9 +33,12 @@ struct http_service {
 typedef struct exchange {
   um_tls *tls;
   http_service *service;
-  size_t start, end;
+  size_t start, end, most; /* most: `end` ever */
   http_request request;
   bool keep_alive; /* of the response */
+  um_time request_limit;    /* when all of the request must be here */
+  um_time response_started;
+  uint64_t sent;            /* of the response */
   char head[HEAD_LIMIT];
 } exchange;
 
@@ -81,7 +85,9 @@ static char *take_chunk(http_service *s) {
   return s->spare_count ? s->spare[--s->spare_count] : malloc(CHUNK);
 }
 
-static void give_chunk(http_service *s, char *chunk) {
+/* Another connection will use it. */
+static void give_chunk(http_service *s, char *chunk, uint64_t used) {
+  OPENSSL_cleanse(chunk, used < CHUNK ? (size_t)used : CHUNK);
   if (s->spare_count < SPARE_CHUNKS) s->spare[s->spare_count++] = chunk;
   else free(chunk);
 }
@@ -90,11 +96,20 @@ static void give_chunk(http_service *s, char *chunk) {
 
 static um_time wait_limit(const exchange *x) { return um_after(x->service->site->wait_ms); }
 
-/* A peer that takes some bytes in each period is slow, not gone. */
+/* When the next `length` bytes of the response must have been taken: a peer may be slow, but
+ * not for as long as it likes. */
+static um_time send_limit(const exchange *x, size_t length) {
+  const http_site *site = x->service->site;
+  double seconds = (double)(x->sent + length) / (double)site->min_rate;
+  return x->response_started + site->wait_ms * UM_MS + (um_time)(seconds * 1e9);
+}
+
 static int send_all(exchange *x, const char *data, size_t length) {
   while (length) {
-    ssize_t n = um_tls_write(x->tls, data, length, wait_limit(x));
+    size_t part = length < CHUNK ? length : CHUNK;
+    ssize_t n = um_tls_write(x->tls, data, part, send_limit(x, part));
     if (n < 0) return (int)n;
+    x->sent += (uint64_t)n;
     data += n;
     length -= (size_t)n;
   }
@@ -103,7 +118,13 @@ static int send_all(exchange *x, const char *data, size_t length) {
 
 static bool is_head(const exchange *x) { return http_slice_is(x->request.method, "HEAD"); }
 
-static response respond(const exchange *x, int status, const char *type, uint64_t length) {
+static void begin_response(exchange *x) {
+  x->response_started = um_now();
+  x->sent = 0;
+}
+
+static response respond(exchange *x, int status, const char *type, uint64_t length) {
+  begin_response(x);
   return (response){.status = status, .type = type, .length = length,
                     .keep_alive = x->keep_alive, .http_1_0 = x->request.http_1_0,
                     .fields = x->service->site->fields};
@@ -132,6 +153,7 @@ static int send_status(exchange *x, int status, uint64_t file_size) {
 
 static int send_ready(exchange *x) {
   http_service *s = x->service;
+  begin_response(x);
   if (x->keep_alive && !x->request.http_1_0)
     return send_all(x, s->ready, s->ready_head + (is_head(x) ? 0 : s->site->body));
   char head[RESPONSE_HEAD_MAX];
@@ -169,7 +191,7 @@ static int send_file(exchange *x, const static_file *file) {
   if (!chunk) return send_status(x, 503, 0);
   size_t head = response_head(chunk, &r, &x->service->date);
   int result = send_range(x, file, chunk, head, first, is_head(x) ? 0 : r.length);
-  give_chunk(x->service, chunk);
+  give_chunk(x->service, chunk, head + r.length);
   return result;
 }
 
@@ -215,11 +237,12 @@ static int discard_body(exchange *x) {
   size_t here = x->end - x->start < left ? x->end - x->start : (size_t)left;
   x->start += here;
   left -= here;
-  um_time limit = left ? wait_limit(x) : UM_FOREVER;
+  um_time limit = left ? x->request_limit : UM_FOREVER;
   while (left) {
     ssize_t n =
         um_tls_read(x->tls, scratch, left < sizeof scratch ? (size_t)left : sizeof scratch, limit);
     if (n <= 0) return n < 0 ? (int)n : UM_ETRUNCATED;
+    OPENSSL_cleanse(scratch, (size_t)n);
     left -= (uint64_t)n;
   }
   return 0;
@@ -260,6 +283,7 @@ static int answer_head(exchange *x, size_t length) {
 static int linger(exchange *x) {
   um_time limit = um_after(LINGER_MS);
   uint64_t left = BODY_LIMIT;
+  x->most = sizeof x->head;
   if (um_tls_shutdown(x->tls, limit)) return UM_TLS_CLOSE;
   while (left) {
     ssize_t n = um_tls_read(x->tls, x->head, sizeof x->head, limit);
@@ -276,7 +300,7 @@ enum { NO_MORE = 0 }; /* and UM_TLS_* by *outcome */
 /* The length of the next head, or NO_MORE: then the handler returns *outcome. */
 static size_t next_head(exchange *x, int *outcome) {
   size_t searched = 0;
-  um_time limit = wait_limit(x); /* of the whole head, however slowly it drips */
+  um_time limit = x->request_limit = um_after(x->service->site->request_ms);
   for (;;) {
     size_t blank = http_leading_blank(x->head + x->start, x->end - x->start);
     x->start += blank;
@@ -293,22 +317,29 @@ static size_t next_head(exchange *x, int *outcome) {
     }
     ssize_t n = um_tls_read(x->tls, x->head + have, sizeof x->head - have, limit);
     if (n > 0) x->end += (size_t)n;
+    if (x->end > x->most) x->most = x->end;
     else if (n == -ETIMEDOUT && have) return *outcome = refuse(x, 408), NO_MORE;
     else return *outcome = n ? (int)n : UM_TLS_CLOSE, NO_MORE;
   }
 }
 
-int http_service_handle(um_tls *tls, void **data, void *service) {
-  exchange x; /* not initialised as a whole: `head` is large */
-  x.tls = tls, x.service = service, x.start = x.end = 0;
-  *data = service; /* tells a connection that got this far from one that did not */
+static int converse(exchange *x) {
   do {
     int outcome;
-    size_t length = next_head(&x, &outcome);
+    size_t length = next_head(x, &outcome);
     if (length == NO_MORE) return outcome;
-    int result = answer_head(&x, length);
+    int result = answer_head(x, length);
     if (result) return result;
-    if (!x.keep_alive) return linger(&x);
-  } while (x.end > x.start || um_tls_pending(tls));
+    if (!x->keep_alive) return linger(x);
+  } while (x->end > x->start || um_tls_pending(x->tls));
   return UM_TLS_PARK;
+}
+
+int http_service_handle(um_tls *tls, void **data, void *service) {
+  exchange x; /* not initialised as a whole: `head` is large */
+  x.tls = tls, x.service = service, x.start = x.end = x.most = 0;
+  *data = service; /* tells a connection that got this far from one that did not */
+  int result = converse(&x);
+  OPENSSL_cleanse(x.head, x.most); /* another connection's fiber will have this stack */
+  return result;
 }

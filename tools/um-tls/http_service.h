@@ -15,7 +15,9 @@ typedef struct http_site {
   bool has_body;    /* answer every GET with `body` bytes of our own */
   uint64_t body;
   char fields[128]; /* of every response's head, each with its CRLF */
-  int64_t wait_ms;  /* for the rest of a request, and for a peer to take a response's next bytes */
+  int64_t wait_ms;    /* for a peer to take a response's first bytes; then min_rate holds */
+  int64_t request_ms; /* for a whole request, head and body */
+  uint64_t min_rate;  /* bytes a second that a peer must take of a response on average */
   atomic_bool draining; /* each connection's next response is its last */
 } http_site;
 

@@ -27,6 +27,10 @@ static const metric metrics[] = {
   LISTENER(handshakes, "TLS handshakes completed."),
   LISTENER(failed, "Connections that ended before their handshake had."),
   LISTENER(timed_out, "Connections whose handshake or idle deadline passed."),
+  LISTENER(too_slow, "Connections whose handler gave up waiting for a request or for it to be taken."),
+  LISTENER(too_much, "Connections that sent too long a handshake or too many records without data."),
+  LISTENER(refused, "Connections closed at once: their address had as many as it may."),
+  LISTENER(pauses, "Times accepting stopped at the limit of connections."),
   LISTENER_NOW(open, "Connections alive."),
   LISTENER_NOW(parked, "Connections alive without a fiber."),
   REACTOR(ticks, "Rounds of the loop."),
@@ -52,6 +56,10 @@ static const metric metrics[] = {
   REACTOR(copied_bytes, "Ciphertext copied out of shared buffers, unread at a tick's end."),
   REACTOR(accept_backoffs, "Accepting paused for want of descriptors or memory."),
   REACTOR(turns, "Times a connection gave way after its share of a turn."),
+  REACTOR(floods, "Turns that records without data used up."),
+  REACTOR_NOW(receive_queued, "Bytes of ciphertext received and not taken yet."),
+  REACTOR_NOW(send_held, "Bytes of memory that connections' send buffers hold."),
+  REACTOR(squeezed, "Times the reactor's totals made a connection's limit small."),
 };
 
 typedef struct scrape {

@@ -38,19 +38,41 @@ static int parse(server *s, int argc, char **argv) {
         "protocols, most wanted first: \"h2,http/1.1\"; clients\n"
         "that offer only others are refused. Default: http/1.1\n"
         "for HTTP (no one refused), none for --echo"),
+    OPT("ticket-keys", "FILE", OPTION_TEXT, ticket_keys,
+        "keys of session tickets, 80 random bytes each, the first\nin use: for several hosts, or "
+        "restarts. Default: random\nones that change every hour"),
     OPT("min-tls", "VERSION", OPTION_TEXT, min_tls, "1.2 or 1.3 (default: 1.2)"),
     {"max-connections", "N", "accept no more than N at a time (default: 100000)", OPTION_COUNT,
      &o->max_connections, UINT32_MAX / 2},
+    {"max-per-address", "N", "of those, from one IPv4 address or one IPv6 /64; more are\n"
+     "closed at once (default: no limit)", OPTION_COUNT, &o->max_per_address, UINT32_MAX / 2},
     OPT("handshake-timeout", "SECONDS", OPTION_SECONDS, handshake_timeout,
         "for a peer's handshake (default: 10)"),
     OPT("idle-timeout", "SECONDS", OPTION_SECONDS, idle_timeout,
         "for the next request, the rest of one, or a peer that\ntakes nothing of its response "
         "(default: 60)"),
+    OPT("request-timeout", "SECONDS", OPTION_SECONDS, request_timeout,
+        "for a whole request, head and body, from its first byte\non (default: 30)"),
+    {"min-rate", "BYTES", "a second, on average, that a peer must take of a response,\n"
+     "--idle-timeout after it began (default: 4k)", OPTION_SIZE, &o->min_rate, UINT32_MAX},
+    {"handshake-bytes", "BYTES", "that a peer may send before its handshake is done\n"
+     "(default: 64k)", OPTION_SIZE, &o->handshake_bytes, UINT32_MAX},
+    {"max-floods", "N", "turns in a row that a peer may fill with records without\n"
+     "data, such as KeyUpdates (default: any number)", OPTION_COUNT, &o->max_floods, UINT32_MAX},
+    {"receive-total", "BYTES", "received by all connections of a thread and not handled\n"
+     "yet, above which each may have 4k (default: 64M)", OPTION_SIZE, &o->receive_total, UINT32_MAX},
+    {"send-total", "BYTES", "the same for what is to be sent, and 16k (default: 256M)",
+     OPTION_SIZE, &o->send_total, UINT32_MAX},
     OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
         "for running requests after SIGTERM (default: 10)"),
     OPT("metrics", "HOST:PORT", OPTION_TEXT, metrics,
         "counters and histograms in Prometheus' text format,\nover plain HTTP at /metrics: "
         "keep that port private"),
+    OPT("user", "NAME[:GROUP]", OPTION_TEXT, user,
+        "become that user once the port is bound and the files\nare open; SIGHUP then reads "
+        "files as that user"),
+    OPT("core", NULL, OPTION_FLAG, core,
+        "allow core dumps and debuggers: both see keys and\nplaintext"),
     OPT("cubic", NULL, OPTION_FLAG, cubic,
         "congestion control cubic on every connection\n(for benchmarks)"),
     OPT("verbose", NULL, OPTION_FLAG, verbose, "say more about connections that end early"),
@@ -66,6 +88,8 @@ static int parse(server *s, int argc, char **argv) {
       "Prints \"listening on HOST:PORT\" once it accepts. SIGTERM or SIGINT: accepts no\n"
       "more, finishes running requests (for at most --drain-timeout), closes idle\n"
       "connections with close_notify and exits 0. A second one stops at once, also with 0.\n"
+      "SIGHUP: reads certificate, key, client CAs and ticket keys again, for connections from\n"
+      "then on; when they are no good it says so and keeps those in use.\n"
       "SIGUSR1: lists every fiber, what it waits for and for how long, on standard error.\n"
       "Connections that fail are reported there, too, a few lines a second at most.",
     .examples =
@@ -90,7 +114,9 @@ static int check(const serve_options *o) {
                 "--root, --body and --echo exclude each other; see um-tls serve --help");
   if (o->min_tls && strcmp(o->min_tls, "1.2") && strcmp(o->min_tls, "1.3"))
     return fail(EXIT_USAGE, "--min-tls %s: wanted is 1.2 or 1.3", o->min_tls);
-  if (o->handshake_timeout <= 0 || o->idle_timeout <= 0)
+  if ((o->receive_total && o->receive_total < 65536) || (o->send_total && o->send_total < 65536))
+    return fail(EXIT_USAGE, "--receive-total and --send-total are 64k at least");
+  if (o->handshake_timeout <= 0 || o->idle_timeout <= 0 || o->request_timeout <= 0)
     return fail(EXIT_USAGE, "a timeout of 0 would end every connection; see um-tls serve --help");
   return EXIT_OK;
 }
@@ -122,7 +148,8 @@ static int run(server *s) {
 
 int command_serve(int argc, char **argv) {
   server s = {.options = {.listen = "localhost:8443", .threads = 1, .handshake_timeout = 10000,
-                          .idle_timeout = 60000, .drain_timeout = 10000,
+                          .idle_timeout = 60000, .request_timeout = 30000, .min_rate = 4096,
+                          .drain_timeout = 10000,
                           .max_connections = 100000},
               .metrics_fd = -1};
   int code = parse(&s, argc, argv);
@@ -132,9 +159,11 @@ int command_serve(int argc, char **argv) {
   s.site.body = s.options.body;
   set_fields(&s);
   s.site.wait_ms = s.echo.wait_ms = s.options.idle_timeout;
+  s.site.request_ms = s.options.request_timeout;
+  s.site.min_rate = s.options.min_rate;
   limits_raise_files(s.options.max_connections + 64);
   if ((code = open_root(&s)) == EXIT_OK && (code = serve_tls_setup(&s)) == EXIT_OK) code = run(&s);
-  if (s.ctx) SSL_CTX_free(s.ctx);
+  serve_tls_free(&s);
   if (s.site.root >= 0) close(s.site.root);
   return code;
 }

@@ -14,10 +14,11 @@
 #include <stdint.h>
 
 typedef struct serve_options {
-  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics;
-  uint64_t threads, max_connections, body, hsts;
-  int64_t handshake_timeout, idle_timeout, drain_timeout; /* ms */
-  bool echo, cubic, verbose;
+  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics, *ticket_keys, *user;
+  uint64_t threads, max_connections, max_per_address, body, hsts, min_rate;
+  uint64_t receive_total, send_total, handshake_bytes, max_floods;
+  int64_t handshake_timeout, idle_timeout, request_timeout, drain_timeout; /* ms */
+  bool echo, cubic, verbose, core;
 } serve_options;
 
 struct server;
@@ -25,6 +26,7 @@ struct server;
 typedef struct serve_worker {
   struct server *server;
   um_reactor *reactor;
+  _Atomic(SSL_CTX *) fresh;  /* for its listener, from a reload */
   um_tls_listener *listener; /* while it serves; its reactor's thread only */
   http_service *http;
   serve_log log;
@@ -40,7 +42,8 @@ typedef struct serve_worker {
 /* The whole program; its workers run a reactor each, the first on the main thread. */
 typedef struct server {
   serve_options options;
-  SSL_CTX *ctx;
+  SSL_CTX *ctx;          /* of the signals' fiber, once all have started */
+  um_ticket_keys *tickets;
   alpn_list alpn;
   http_site site;
   echo_service echo;
@@ -57,7 +60,11 @@ typedef struct server {
 
 /* Makes the context from the options. EXIT_OK, or a code after saying why. */
 int serve_tls_setup(server *s);
-/* Binds `count` sockets and creates as many reactors. The same. */
+/* The same again, from the files as they are now; on failure all stays as it was. */
+int serve_tls_reload(server *s);
+void serve_tls_free(server *s);
+/* Binds `count` sockets, gives up what --user says, and then creates as many reactors: rings
+ * keep the rights that they were made with. The same. */
 int serve_workers_create(server *s);
 void serve_workers_destroy(server *s);
 /* Runs until drained; the code to exit with. */

@@ -3,6 +3,7 @@
  * fiber that reads signals. */
 #include "address.h"
 #include "exit_codes.h"
+#include "privileges.h"
 #include "say.h"
 #include "serve.h"
 #include "serve_observe.h"
@@ -41,12 +42,21 @@ static int listen_on(server *s, const char *address, int *fd) {
   return EXIT_OK;
 }
 
+static int bind_workers(server *s) {
+  int code = EXIT_OK;
+  for (unsigned i = 0; i < s->count && code == EXIT_OK; i++) {
+    code = listen_on(s, i ? s->address : s->options.listen, &s->workers[i].fd);
+    if (!i && code == EXIT_OK)
+      address_of_socket(s->workers[0].fd, ADDRESS_LOCAL, s->address, sizeof s->address);
+  }
+  return code == EXIT_OK ? serve_metrics_bind(s) : code;
+}
+
 static int create_worker(server *s, serve_worker *w) {
   um_error error;
-  int code = listen_on(s, w == s->workers ? s->options.listen : s->address, &w->fd);
-  if (code != EXIT_OK) return code;
-  if (w == s->workers) address_of_socket(w->fd, ADDRESS_LOCAL, s->address, sizeof s->address);
-  int result = um_reactor_create(&w->reactor, NULL, &error);
+  um_reactor_config config = {.receive_total = (unsigned)s->options.receive_total,
+                              .send_total = (unsigned)s->options.send_total};
+  int result = um_reactor_create(&w->reactor, &config, &error);
   if (result) return fail(EXIT_NO_REACTOR, "%s", error.message);
   w->http = http_service_create(&s->site);
   return w->http ? EXIT_OK : fail(EXIT_FAILED, "out of memory: try a smaller --body");
@@ -65,10 +75,12 @@ int serve_workers_create(server *s) {
     um_semaphore_init(&s->workers[i].copying, 0);
     s->workers[i].log.verbose = s->options.verbose;
   }
-  int code = EXIT_OK;
+  int code = bind_workers(s);
+  if (code == EXIT_OK) code = privileges_drop(s->options.user);
+  if (code == EXIT_OK) code = privileges_core(s->options.core);
   for (unsigned i = 0; i < s->count && code == EXIT_OK; i++)
     code = create_worker(s, &s->workers[i]);
-  return code == EXIT_OK ? serve_metrics_bind(s) : code;
+  return code;
 }
 
 void serve_workers_destroy(server *s) {
@@ -76,6 +88,7 @@ void serve_workers_destroy(server *s) {
     serve_worker *w = &s->workers[i];
     if (w->reactor) um_reactor_destroy(w->reactor);
     http_service_destroy(w->http);
+    SSL_CTX_free(atomic_load(&w->fresh));
     if (w->fd >= 0) close(w->fd);
   }
   if (s->metrics_fd >= 0) close(s->metrics_fd);
@@ -120,6 +133,11 @@ static void drain(serve_worker *w, um_tls_listener *listener) {
     say("connections still busy after %g seconds were cut", (double)patience / 1000);
 }
 
+/* Limits of the whole process are shared out. */
+static unsigned share(const server *s, uint64_t all) {
+  return (unsigned)((all + s->count - 1) / s->count);
+}
+
 /* The fiber that owns the listener. */
 static int serve_and_drain(void *arg) {
   serve_worker *w = arg;
@@ -130,7 +148,10 @@ static int serve_and_drain(void *arg) {
     .closed = connection_closed,
     .handshake_timeout_ms = (unsigned)s->options.handshake_timeout,
     .idle_timeout_ms = (unsigned)s->options.idle_timeout,
-    .max_connections = (unsigned)((s->options.max_connections + s->count - 1) / s->count),
+    .max_connections = share(s, s->options.max_connections),
+    .max_per_address = share(s, s->options.max_per_address),
+    .handshake_limit = (unsigned)s->options.handshake_bytes,
+    .max_floods = (unsigned)s->options.max_floods,
   };
   int result = um_tls_serve(&listener, w->fd, &config);
   if (result) {
@@ -174,7 +195,32 @@ static sigset_t our_signals(void) {
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGUSR1);
+  sigaddset(&set, SIGHUP);
   return set;
+}
+
+/* On a worker's thread. */
+static int take_context(void *arg) {
+  serve_worker *w = arg;
+  SSL_CTX *fresh = atomic_exchange(&w->fresh, NULL);
+  int result = fresh && w->listener ? um_tls_listener_set_ctx(w->listener, fresh) : 0;
+  SSL_CTX_free(fresh);
+  return result;
+}
+
+/* Connections that are there keep the certificate they were made with. */
+static void reload(server *s) {
+  if (atomic_load(&s->starting)) return;
+  if (serve_tls_reload(s) != EXIT_OK) {
+    say("nothing was reloaded: the certificate, keys and CAs in use stay");
+    return;
+  }
+  for (unsigned i = 0; i < s->count; i++) {
+    SSL_CTX_up_ref(s->ctx);
+    SSL_CTX_free(atomic_exchange(&s->workers[i].fresh, s->ctx));
+    um_post(s->workers[i].reactor, take_context, &s->workers[i]);
+  }
+  say("certificate, keys and CAs reloaded");
 }
 
 static int read_signals(void *arg) {
@@ -186,6 +232,10 @@ static int read_signals(void *arg) {
   for (bool again = false; um_read(fd, &info, sizeof info, -1, UM_FOREVER) > 0;) {
     if (info.ssi_signo == SIGUSR1) {
       serve_list_fibers(s);
+      continue;
+    }
+    if (info.ssi_signo == SIGHUP) {
+      reload(s);
       continue;
     }
     if (again) {
