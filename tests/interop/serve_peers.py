@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
+import time
 
 from harness import (PATIENCE, VERSIONS, Child, ServedCase, both_versions, cert, client_context,
                      cut_off, exchange, main, make_root, pair, receive, receive_all, run, tcp, tls)
@@ -80,6 +81,17 @@ class Curl(ServedCase):
         done = self.curl("/hello.txt /missing /empty.txt /hello.txt",
                          "-w", "[%{http_code} %{num_connects}]")
         self.expect(done, 0, rb"\Ahello\n\[200 1\].*\[404 0\]\[200 0\]hello\n\[200 0\]\Z")
+
+    def test_a_long_request_and_half_a_short_one(self):
+        """Together, and the other half when the first was answered."""
+        with tls(self.server.port) as connection:
+            connection.sendall(b"GET /hello.txt HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 3000 +
+                               b"\r\n\r\nGET /hello.txt HT")
+            self.assertEqual(connection.recv(4096)[:15], b"HTTP/1.1 200 OK")
+            time.sleep(0.05)
+            connection.sendall(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            rest = receive_all(connection)
+            self.assertEqual(rest[-6:], b"hello\n", rest)
 
     def test_uploads_refused(self):
         source = os.path.join(self.place.name, "root", "hello.txt")

@@ -316,10 +316,10 @@ static size_t next_head(exchange *x, int *outcome) {
       return NO_MORE;
     }
     ssize_t n = um_tls_read(x->tls, x->head + have, sizeof x->head - have, limit);
-    if (n > 0) x->end += (size_t)n;
+    if (n == -ETIMEDOUT && have) return *outcome = refuse(x, 408), NO_MORE;
+    if (n <= 0) return *outcome = n ? (int)n : UM_TLS_CLOSE, NO_MORE;
+    x->end += (size_t)n;
     if (x->end > x->most) x->most = x->end;
-    else if (n == -ETIMEDOUT && have) return *outcome = refuse(x, 408), NO_MORE;
-    else return *outcome = n ? (int)n : UM_TLS_CLOSE, NO_MORE;
   }
 }
 
