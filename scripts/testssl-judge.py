@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Judges what testssl.sh found: scripts/testssl-judge.py REPORTS NAME... A table, and the gate."""
+"""Judges what testssl.sh found: scripts/testssl-judge.py REPORTS SKIPPED NAME...
+
+Prints a table, and fails unless all are as they should be. SKIPPED: how many were not examined."""
 
 import collections
 import json
@@ -39,7 +41,7 @@ def judge(reports, name):
 
 
 def main():
-    reports, names = sys.argv[1], sys.argv[2:]
+    reports, skipped, names = sys.argv[1], sys.argv[2], sys.argv[3:]
     judged = [judge(reports, name) for name in names]
     rows = [["server", "rating", "speaks", "looked at", "good, or a remark", "MEDIUM or worse"]]
     rows += [line for line, _ in judged]
@@ -51,7 +53,7 @@ def main():
             print(f"{name}: {text}")
     failed = sum(bool(trouble) for _, trouble in judged)
     print(f"\nWanted: A+ and nothing MEDIUM or worse. All that was found: {reports}/*.txt")
-    print(f"{len(judged) - failed} passed, {failed} failed, 0 skipped")
+    print(f"{len(judged) - failed} passed, {failed} failed, {skipped} skipped")
     sys.exit(failed > 0)
 
 

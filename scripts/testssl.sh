@@ -13,7 +13,7 @@ tool=$root/build/testssl
 server=
 
 # Debian 12's is 3.0, which rates nothing: there Debian 13's is unpacked under build/.
-if [ -r /etc/debian_version ]; then
+if [ "$(. /etc/os-release 2>/dev/null && echo "$ID")" = debian ]; then
   "$root/scripts/setup.sh" bsdextrautils procps bind9-host
   if [ ! -x "$tool/usr/bin/testssl" ]; then
     rm -rf "$tool"
@@ -78,11 +78,18 @@ examine() {
 
 mkdir -p "$reports/root"
 echo '<p>testssl</p>' >"$reports/root/index.html"
-[ $# -gt 0 ] || set -- ecdsa rsa ruby
+skipped=0
+if [ $# -eq 0 ]; then
+  set -- ecdsa rsa ruby
+  if [ ! -e "$build/ext/ruby/um_tls.so" ]; then
+    echo "testssl: ruby is skipped: the extension was not built (ruby and ruby-dev are needed)" >&2
+    skipped=1
+    set -- ecdsa rsa
+  fi
+fi
 for name; do
   case $name in
-    ecdsa | rsa) ;;
-    ruby) [ -f "$root/scripts/testssl-server.rb" ] ;;
+    ecdsa | rsa | ruby) ;;
     *) echo "testssl: no server '$name'; there are ecdsa, rsa and ruby" >&2; exit 64 ;;
   esac
 done
@@ -90,4 +97,4 @@ for name; do
   echo "testssl.sh is examining: $name" >&2
   examine "$name"
 done
-exec python3 "$root/scripts/testssl-judge.py" "$reports" "$@"
+exec python3 "$root/scripts/testssl-judge.py" "$reports" "$skipped" "$@"

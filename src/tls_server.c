@@ -123,7 +123,8 @@ static void end(served *s, int reason) {
 static int look_at_hello(served *s) {
   um_tls *tls = s->tls;
   if (tls->ssl) return 1;
-  int result = um__hello_look(&s->hello, &tls->conn, s->listener->config.hello_limit);
+  size_t limit = s->listener->config.hello_limit, queue = tls->reactor->config.receive_limit;
+  int result = um__hello_look(&s->hello, &tls->conn, limit < queue ? limit : queue);
   s->sated = result == -EAGAIN;
   if (result < 0 && !s->sated) um__tls_fail(tls, result, um_strerror(result));
   return s->sated ? UM_WANT_INPUT : result;

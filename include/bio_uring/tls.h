@@ -212,7 +212,8 @@ typedef struct um_tls_server_config {
   unsigned flags;                  /* UM_TLS_GREET */
   unsigned max_per_address;        /* of those, from one IPv4 address or one IPv6 /64; more are
                                       closed at once; 0 = no limit */
-  unsigned hello_limit;            /* bytes of a ClientHello; what is longer ends with UM_ETOOLONG.
+  unsigned hello_limit;            /* bytes of a ClientHello, with the headers of its records, at
+                                      most receive_limit; what is longer ends with UM_ETOOLONG.
                                       Until it is complete a connection costs no more memory than
                                       its bytes and 2 KB; 0 = 8,192 */
   unsigned handshake_limit;        /* bytes a peer may send until its handshake is done, or it

@@ -79,14 +79,14 @@ class Limited(Case):
 class HalfOpen(Limited):
     """What a peer costs that has not finished its first message."""
 
-    def open_all(self, server, count, send):
+    def open_all(self, server, metrics, count, send):
         """So many connections that sent their part, accepted and settled."""
-        fds, opened = server.descriptors(), []
+        opened = []
         for _ in range(count):
             plain = self.connect(server.port)
             opened.append(plain)
             send(plain)
-        wait_until(lambda: server.descriptors() >= fds + count, "all are accepted")
+        wait_until(lambda: counter(metrics, "tls_open") == count, "all are accepted")
         self.served(server)   # what they sent is there, too
         return opened
 
@@ -100,16 +100,16 @@ class HalfOpen(Limited):
     def half_open(self, send, most, what):
         """At most so many KiB for each, and all of it given back: a second time takes no more."""
         count = number("UM_INTEROP_HALF_OPEN", 200 if SANITIZED else 2000)
-        server, _ = self.limited("--echo", "--handshake-timeout", 300)
+        server, metrics = self.limited("--echo", "--handshake-timeout", 300)
         self.echoes(server.port, size=8 << 20)   # what is made once is not a connection's
-        fds, before = server.descriptors(), server.resident()
+        before = server.resident()
         seen = []
         for _ in range(3):
-            opened = self.open_all(server, count, send)
+            opened = self.open_all(server, metrics, count, send)
             seen.append(server.resident() - before)
             for plain in opened:
                 plain.close()
-            wait_until(lambda: server.descriptors() <= fds, "all are closed")
+            wait_until(lambda: counter(metrics, "tls_open") == 0, "all are closed")
         note(f"{count} connections, {what}: {seen[0] / count:.2f} KiB of RSS each; "
              f"{(server.resident() - before) / count:.2f} when they had gone")
         if SANITIZED:

@@ -224,7 +224,8 @@ static int server(void *argument) {
   char port[8];
   um_tls_listener *l;
   um_tls_listener_stats stats;
-  um_tls_server_config config = {.ctx = um_server, .handler = echoes, .closed = closed};
+  um_tls_server_config config = {.ctx = um_server, .handler = echoes, .closed = closed,
+                                 .max_per_address = 100};
   int at = listener(port);
   (void)argument;
   ended = 0;

@@ -96,12 +96,14 @@ static void give_chunk(http_service *s, char *chunk, uint64_t used) {
 
 static um_time wait_limit(const exchange *x) { return um_after(x->service->site->wait_ms); }
 
-/* When the next `length` bytes of the response must have been taken: a peer may be slow, but
- * not for as long as it likes. */
+/* When the next `length` bytes of the response must have been taken, or some of them: a peer may
+ * be slow, but not for as long as it likes. */
 static um_time send_limit(const exchange *x, size_t length) {
   const http_site *site = x->service->site;
   double seconds = (double)(x->sent + length) / (double)site->min_rate;
-  return x->response_started + site->wait_ms * UM_MS + (um_time)(seconds * 1e9);
+  um_time whole = x->response_started + site->wait_ms * UM_MS + (um_time)(seconds * 1e9);
+  um_time some = wait_limit(x);
+  return whole < some ? whole : some;
 }
 
 static int send_all(exchange *x, const char *data, size_t length) {

@@ -49,8 +49,7 @@ static int parse(server *s, int argc, char **argv) {
     OPT("handshake-timeout", "SECONDS", OPTION_SECONDS, handshake_timeout,
         "for a peer's handshake (default: 10)"),
     OPT("idle-timeout", "SECONDS", OPTION_SECONDS, idle_timeout,
-        "for the next request, the rest of one, or a peer that\ntakes nothing of its response "
-        "(default: 60)"),
+        "for the next request, or a peer that takes nothing of\nits response (default: 60)"),
     OPT("request-timeout", "SECONDS", OPTION_SECONDS, request_timeout,
         "for a whole request, head and body, from its first byte\non (default: 30)"),
     {"min-rate", "BYTES", "a second, on average, that a peer must take of a response,\n"

@@ -12,6 +12,19 @@ class TestCore < TLSTest
     [client, server]
   end
 
+  def test_defaults
+    context = OpenSSL::SSL::SSLContext.new
+    assert_same context, UM::TLS.defaults(context)
+    assert_equal OpenSSL::SSL::OP_NO_COMPRESSION, context.options & OpenSSL::SSL::OP_NO_COMPRESSION
+    assert_equal 1 << 30, context.options & 1 << 30, "SSL_OP_NO_RENEGOTIATION"
+    names = context.ciphers.map(&:first)
+    assert_includes names, "ECDHE-RSA-AES128-GCM-SHA256"
+    assert_empty names.reject { |name| name.match?(/GCM|POLY1305/) }
+    assert_raises(TypeError) { UM::TLS.defaults("context") }
+    context.freeze # answers true
+    assert_raises(FrozenError) { UM::TLS.defaults(context) }
+  end
+
   def under_stress
     GC.stress = true
     yield
