@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "socket_tests"
+require "open3"
 
 # The machine itself.
 class TestMachine < TLSTest
@@ -23,6 +24,36 @@ class TestMachine < TLSTest
     took = seconds { @machine.await(*sleepers) }
     assert_equal [0.01, 0.02, 0.03], order
     assert_in_delta 0.03, took, 0.02
+  end
+
+  # The main thread, alone in a process: there Ruby would start a second thread for each wait that
+  # signals cannot end themselves.
+  def test_signals_end_a_wait_of_the_main_thread_without_another_thread
+    script = <<~'RUBY'
+      machine = UM.new
+      threads = -> { Dir.children("/proc/self/task").size }
+      puts threads.call
+      machine.sleep(0.001)
+      puts threads.call
+      trapped = nil
+      trap(:USR1) { trapped = true }
+      signal = ->(name) { spawn("sleep 0.05; kill -#{name} #{Process.pid}") }
+      child = signal.call(:USR1)
+      machine.sleep(0.02) until trapped
+      puts "trapped"
+      other = signal.call(:INT)
+      begin
+        machine.sleep(30)
+      rescue Interrupt
+        puts "interrupted"
+      end
+      [child, other].each { |pid| Process.wait(pid) }
+    RUBY
+    out, status = Open3.capture2e(RbConfig.ruby, *$LOAD_PATH.flat_map { |path| ["-I", path] }, "-rum/tls", "-e", script)
+    assert_predicate status, :success?, out
+    before, after, *said = out.lines(chomp: true)
+    assert_equal %w[trapped interrupted], said
+    assert_equal before, after
   end
 
   def test_read_and_write

@@ -295,7 +295,7 @@ typedef struct transfer {
 static void ring_receive(transfer *t) {
   connection *c = t->c;
   size_t room = c->bulk ? RECEIVE_LARGE : RECEIVE_SMALL, length = wanted(c, room);
-  if (!t->buffer) t->buffer = xmalloc(RECEIVE_LARGE);
+  t->buffer = xrealloc(t->buffer, length);
   ssize_t count = um_recv(descriptor(c), t->buffer, length, 0, ring_deadline(c, t->deadline));
   if (count >= 0 || (count != -EINTR && count != -ETIMEDOUT && count != -ECANCELED))
     received(c, t->buffer, count);

@@ -163,10 +163,11 @@ static void *sleep_unlocked(void *data) {
 static void stop_reactor(void *reactor) { um_reactor_stop(reactor); }
 
 /* An interrupt makes um_reactor_run() return, so that the loop can look at it; here
- * nothing may be raised. */
+ * nothing may be raised. Stopping is safe in signal handlers: Ruby, told so, does not
+ * start a thread for each sleep of the main one, to do it outside of them. */
 static void around_sleep(void (*sleep)(void *), void *argument, void *reactor) {
   sleep_call call = {sleep, argument, false};
-  rb_thread_call_without_gvl2(sleep_unlocked, &call, stop_reactor, reactor);
+  rb_nogvl(sleep_unlocked, &call, stop_reactor, reactor, RB_NOGVL_INTR_FAIL | RB_NOGVL_UBF_ASYNC_SAFE);
   if (!call.slept) um_reactor_stop(reactor);
 }
 
