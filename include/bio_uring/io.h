@@ -67,12 +67,12 @@ UM_API int um_close(int fd);
 /* poll(2) events on one descriptor. Returns the events that are there, > 0. */
 UM_API int um_poll(int fd, unsigned events, um_time deadline);
 
-/* waitid(2). Kernels before 6.7: P_PID only, else -EOPNOTSUPP. */
+/* waitid(2). Kernels before 6.7 and the epoll backend: P_PID only, else -EOPNOTSUPP. */
 UM_API int um_waitid(idtype_t type, id_t id, siginfo_t *info, int options, um_time deadline);
 
 /* futex(2) on a private 32-bit word: io_uring futex operations (kernel 6.7).
  * Waits while *word == expected. -EAGAIN when it is not, -EOPNOTSUPP where the
- * kernel has them not. The objects of sync.h work everywhere. */
+ * kernel or the backend has them not. The objects of sync.h work everywhere. */
 UM_API int um_futex_wait(uint32_t *word, uint32_t expected, um_time deadline);
 /* Wakes at most `count` waiters, futex(2) ones included; returns how many. */
 UM_API int um_futex_wake(uint32_t *word, int count);

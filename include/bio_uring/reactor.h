@@ -8,6 +8,21 @@
  * fork(2). The child of a fork must not use the parent's reactor: every call
  * on it returns UM_EFORKED there. Create a new one, or exec.
  *
+ * Without io_uring. Where the kernel or a container forbids it the same calls run on
+ * epoll: slower, with workers of its own for files. How a reactor talks to the kernel is chosen by
+ * um_reactor_config.backend, else by UM_BACKEND in the environment, "uring" or "epoll";
+ * else it is io_uring where that works and epoll where not, and the first reactor of a
+ * process that has to make do says so, once, as a warning of the log (observe.h). What
+ * is asked for by name is never replaced. On epoll
+ *  - um_futex_wait() and um_futex_wake() return -EOPNOTSUPP;
+ *  - um_waitid() knows P_PID only, else -EOPNOTSUPP;
+ *  - um_splice() into a socket moves at most 4,096 bytes a call;
+ *  - um_recvmsg() ignores MSG_WAITALL;
+ *  - a blocking listener that other processes accept from as well may block the thread
+ *    for a moment: set O_NONBLOCK on it;
+ *  - um_connect() sets O_NONBLOCK for the moment of connect(2);
+ *  - UM_REACTOR_SQPOLL, entries, cq_entries and zerocopy_threshold have no effect.
+ *
  * Privileges. A ring keeps the credentials it was created with
  * (CVE-2024-22017): drop privileges before creating reactors.
  */
@@ -48,11 +63,12 @@ typedef struct um_reactor_config {
   unsigned zerocopy_threshold; /* sends of at least so many bytes use SEND_ZC from the
                              registered slabs; 0 = never (it never helps on loopback) */
   unsigned flags;         /* UM_REACTOR_* */
-  const char *backend;    /* NULL: UM_BACKEND from the environment, else "uring" */
+  const char *backend;    /* NULL: UM_BACKEND from the environment, else what works */
 } um_reactor_config;
 
 /* Creates a reactor; `config` may be NULL. On failure *out is NULL.
- * Errors: UM_ECONFIG, UM_ENOURING, -ENOMEM, -EMFILE, -ENFILE. */
+ * Errors: UM_ECONFIG, UM_ENOURING (io_uring was asked for by name), -ENOMEM, -EMFILE,
+ * -ENFILE. */
 UM_API int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_error *error);
 
 /* Frees a reactor with no fibers left. From the reactor's thread, outside its
@@ -120,7 +136,7 @@ UM_API void um_post_node_push(um_reactor *reactor, um_post_node *node);
  * from any thread at any time and costs the reactor nothing. */
 typedef struct um_metrics {
   uint64_t ticks;            /* rounds of the loop */
-  uint64_t enters;           /* io_uring_enter(2) calls */
+  uint64_t enters;           /* io_uring_enter(2) or epoll_pwait2(2) calls */
   uint64_t submissions;      /* operations handed to the kernel */
   uint64_t completions;      /* completions reaped */
   uint64_t cancels;          /* cancellations asked for */

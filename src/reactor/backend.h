@@ -37,6 +37,7 @@ typedef struct um_backend {
 /* Opens a backend on a reactor whose config is validated: sets backend,
  * backend_state, capabilities, supported. */
 int um__uring_open(um_reactor *reactor, um_error *error);
+int um__epoll_open(um_reactor *reactor, um_error *error);
 
 /* Tests put a scripted backend's opener here; used for config.backend "scripted". */
 extern int (*um__scripted_open)(um_reactor *reactor, um_error *error);

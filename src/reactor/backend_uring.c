@@ -447,24 +447,29 @@ static int set_up_ring(um_reactor *r) {
   return result;
 }
 
+static int set_up_buffer_ring(um_reactor *r) {
+  uring *u = state(r);
+  bool incremental = um__uring_features()->incremental && !UM_ABLATED(INCREMENTAL);
+  unsigned flags = incremental ? IOU_PBUF_RING_INC : 0;
+  int result;
+  u->buffer_ring = io_uring_setup_buf_ring(&u->ring, r->config.buffer_count, BUFFER_GROUP, flags,
+                                           &result);
+  return u->buffer_ring ? 0 : result;
+}
+
 /* The kernel gives the locked memory of a closed ring back late (liburing #157). */
-static int set_up_ring_patiently(um_reactor *r) {
-  int result = set_up_ring(r);
+static int patiently(int (*set_up)(um_reactor *), um_reactor *r) {
+  int result = set_up(r);
   for (long ms = 1; result == -ENOMEM && ms <= 64; ms *= 2) {
     nanosleep(&(struct timespec){.tv_nsec = ms * UM_MS}, NULL);
-    result = set_up_ring(r);
+    result = set_up(r);
   }
   return result;
 }
 
-static int set_up_buffers(um_reactor *r, const um_uring_features *features) {
+static int set_up_buffers(um_reactor *r) {
   uring *u = state(r);
   unsigned count = r->config.buffer_count;
-  bool incremental = features->incremental && !UM_ABLATED(INCREMENTAL);
-  int result;
-  u->buffer_ring = io_uring_setup_buf_ring(&u->ring, count, BUFFER_GROUP,
-                                           incremental ? IOU_PBUF_RING_INC : 0, &result);
-  if (!u->buffer_ring) return result;
   u->buffers_size = (size_t)count * r->config.buffer_size;
   u->buffers = mmap(NULL, u->buffers_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (u->buffers == MAP_FAILED) u->buffers = NULL;
@@ -489,14 +494,16 @@ static void register_slabs(um_reactor *r) {
 static int open_parts(um_reactor *r, um_error *error) {
   uring *u = state(r);
   const um_uring_features *features = um__uring_features();
-  int result = set_up_ring_patiently(r);
+  int result = patiently(set_up_ring, r);
   if (result < 0) return um__uring_refused(error, result);
   um__uring_supported(&u->ring, &r->supported);
-  result = set_up_buffers(r, features);
+  result = patiently(set_up_buffer_ring, r);
+  if (result == -ENOMEM) return um__uring_refused(error, result);
   if (result < 0)
     return um__fail(error, result == -EINVAL ? UM_ENOURING : result,
                     "io_uring: no provided-buffer ring (%s): kernel 5.19 or newer is needed",
                     um_strerror(result));
+  if (set_up_buffers(r) < 0) return um__fail(error, -ENOMEM, "no memory for the receive buffers");
   io_uring_ring_dontfork(&u->ring);
   r->capabilities = UM_CAN_BUFFERS | UM_CAN_ACCEPT_MULTI;
   if (features->multishot_receive && !UM_ABLATED(MULTISHOT)) r->capabilities |= UM_CAN_RECV_MULTI;

@@ -229,11 +229,11 @@ int um_close(int fd) {
 
 /* ---- processes and futexes ---- */
 
-/* Kernels before 6.7: a pidfd becomes readable when the process ends. */
+/* Kernels before 6.7, or no io_uring: a pidfd becomes readable when the process ends. */
 static int waitid_by_pidfd(id_t id, siginfo_t *info, int options, um_time deadline) {
   int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)id, 0);
-  if (pidfd < 0) return -errno;
-  int result = um_poll(pidfd, POLLIN, deadline);
+  if (pidfd < 0) return errno == ESRCH ? -ECHILD : -errno;
+  int result = options & WNOHANG ? 0 : um_poll(pidfd, POLLIN, deadline);
   close(pidfd);
   if (result < 0) return result;
   return waitid(P_PID, id, info, options | WNOHANG) < 0 ? -errno : 0;

@@ -21,7 +21,7 @@ static int add_chunk(um_reactor *r) {
   for (unsigned i = CHUNK; i-- > 0;) {
     chunk[i].slot = r->op_chunk_count * CHUNK + i;
     chunk[i].reactor = r;
-    chunk[i].next_free = r->op_free;
+    chunk[i].next = r->op_free;
     r->op_free = &chunk[i];
   }
   r->op_chunks[r->op_chunk_count++] = chunk;
@@ -33,7 +33,7 @@ int um__ops_reserve(um_reactor *r) { return r->op_free ? 0 : add_chunk(r); }
 um_op *um__op_new(um_reactor *r, enum um_op_code code, int fd) {
   if (!r->op_free && add_chunk(r) < 0) return NULL;
   um_op *op = r->op_free;
-  r->op_free = op->next_free;
+  r->op_free = op->next;
   uint32_t slot = op->slot, generation = op->generation;
   *op = (um_op){.slot = slot, .generation = generation, .reactor = r};
   op->code = (uint8_t)code;
@@ -50,7 +50,7 @@ static void reuse_if_through(um_op *op) {
   if (op->in_kernel || op->cancelling || !op->released) return;
   op->released = false;
   op->generation++;
-  op->next_free = op->reactor->op_free;
+  op->next = op->reactor->op_free;
   op->reactor->op_free = op;
 }
 

@@ -66,7 +66,13 @@ struct um_op {
   bool in_kernel;    /* the last completion has not been seen */
   bool cancelling;   /* the cancellation's completion has not been seen */
   bool released;     /* its owner is through with it */
-  um_op *next_free;
+  um_op *next;       /* free list; or a queue of the epoll backend */
+
+  /* The epoll backend's, while it has the operation: */
+  uint8_t stage;
+  int wait_fd;
+  uint32_t wait_events;
+  um_op *next_cancel;
 };
 
 /* Room for a first operation. 0 or -ENOMEM. */

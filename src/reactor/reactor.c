@@ -95,12 +95,30 @@ static int complete_config(um_reactor_config *config, um_error *error) {
   return 0;
 }
 
+static atomic_flag told_of_fallback = ATOMIC_FLAG_INIT;
+
+/* What is wrong with io_uring here is worth a line of a process's life, not more. */
+static int open_best(um_reactor *r, um_error *error) {
+  um_error why = {0};
+  int result = um__uring_open(r, &why);
+  if (error) *error = why;
+  if (result != UM_ENOURING) return result;
+  if (error) *error = (um_error){0};
+  if (!atomic_flag_test_and_set(&told_of_fallback))
+    um__log(UM_LOG_WARNING, "%s; until then the slower epoll backend is used (UM_BACKEND=epoll "
+            "chooses it without this line)", why.message);
+  return um__epoll_open(r, error);
+}
+
 static int open_backend(um_reactor *r, um_error *error) {
   const char *name = r->config.backend ? r->config.backend : secure_getenv("UM_BACKEND");
-  if (!name || !*name || !strcmp(name, "uring")) return um__uring_open(r, error);
+  if (!name || !*name) return open_best(r, error);
+  if (!strcmp(name, "uring")) return um__uring_open(r, error);
+  if (!strcmp(name, "epoll")) return um__epoll_open(r, error);
   if (!strcmp(name, "scripted") && um__scripted_open) return um__scripted_open(r, error);
-  return um__fail(error, UM_ECONFIG, "%s is \"%.64s\": this build has only \"uring\"",
-                  r->config.backend ? "um_reactor_config.backend" : "UM_BACKEND", name);
+  return um__fail(error, UM_ECONFIG, "%s is \"%.64s\": must be \"uring\" or \"epoll\", or empty for "
+                  "whichever works", r->config.backend ? "um_reactor_config.backend" : "UM_BACKEND",
+                  name);
 }
 
 /* ---- life ---- */

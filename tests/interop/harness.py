@@ -134,9 +134,9 @@ class Server(Child):
 
     # --core: /proc shows nothing of a program without it, but to root.
     def __init__(self, *options, chain="server", files=None, listen="127.0.0.1:0", prefix=(),
-                 core=("--core",), **more):
+                 core=("--core",), program=UM_TLS, **more):
         certificate, key = files or pair(chain)
-        super().__init__(*prefix, UM_TLS, "serve", "--listen", listen, "--cert", certificate,
+        super().__init__(*prefix, program, "serve", "--listen", listen, "--cert", certificate,
                          "--key", key, *core, *map(str, options), **more)
         try:
             self.port = int(self.wait_for(rb"listening on \S+:(\d+)\n").group(1))
@@ -164,6 +164,11 @@ class Server(Child):
             except OSError:
                 pass  # has ended
         return count
+
+
+def backend():
+    """How um-tls talks to the kernel here: "uring" or "epoll"."""
+    return re.search(rb"^used: (\w+)$", um_tls("--version").out, re.M).group(1).decode()
 
 
 # ---- TLS of Python's own ----

@@ -20,8 +20,8 @@ import subprocess
 import threading
 import time
 
-from harness import (PATIENCE, SANITIZED, UM_TLS, Case, Child, Server, cert, client_context, client_hello,
-                     cut_off, exchange, main, note, number, reset, run, tls, um_tls, wait_until)
+from harness import (PATIENCE, SANITIZED, UM_TLS, Case, Child, Server, backend, cert, client_context,
+                     client_hello, cut_off, exchange, main, note, number, reset, run, tls, um_tls, wait_until)
 
 MIB = 1024 * 1024
 SLOW = 10 * PATIENCE
@@ -133,7 +133,8 @@ class Idle(Case):
 
 class Syscalls(Case):
     def test_busy(self):
-        """64 connections that echo: the kernel is entered far less than once a message."""
+        """64 connections that echo: the kernel is entered far less than once a message; on epoll
+        for each receive and each send, and little more."""
         strace = self.need("strace")
         if SANITIZED:
             self.skipTest("a sanitizer's leak check cannot run under ptrace")
@@ -153,7 +154,7 @@ class Syscalls(Case):
                               re.M).group(1))
         note(f"{total} syscalls for {messages} messages, from the server's start to its end: "
              f"{total / messages:.4f} each")
-        self.assertLess(total / messages, 0.2, table)
+        self.assertLess(total / messages, 0.2 if backend() == "uring" else 2.2, table)
 
     def traced(self, strace, counted):
         return self.start(Server("--echo", prefix=(strace, "-f", "-c", "-o", counted)))

@@ -4,6 +4,7 @@
 #include "reactor/conn.h"
 
 #include <bio_uring/io.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -48,6 +49,7 @@ static int crowd_main(void *argument) {
 }
 
 TEST(limits, a_submission_queue_of_eight_for_thousands_of_operations) {
+  if (!on_uring()) SKIP("the epoll backend has no submission queue");
   crowd c;
   local_pair(c.fds);
   um_reactor *r = reactor_new(&(um_reactor_config){.entries = 8, .cq_entries = 65536, .max_switches = 65536});
@@ -61,6 +63,7 @@ TEST(limits, a_submission_queue_of_eight_for_thousands_of_operations) {
 }
 
 TEST(limits, a_completion_queue_that_overflows) {
+  if (!on_uring()) SKIP("the epoll backend has no completion queue");
   crowd c;
   local_pair(c.fds);
   um_reactor *r = reactor_new(&(um_reactor_config){.entries = 8, .cq_entries = 16, .max_switches = 65536});
@@ -75,6 +78,7 @@ TEST(limits, a_completion_queue_that_overflows) {
 }
 
 TEST(limits, with_a_polling_kernel_thread) {
+  if (!on_uring()) SKIP("the epoll backend has no SQPOLL");
   crowd c;
   um_reactor *r;
   local_pair(c.fds);
@@ -164,7 +168,8 @@ static int little_locked_memory(void *argument) {
   um_reactor *r;
   um_error error;
   if (!limit_locked_memory(*(rlim_t *)argument)) return 77;
-  if (um_reactor_create(&r, &(um_reactor_config){.zerocopy_threshold = 4096}, &error) < 0) {
+  um_reactor_config config = {.zerocopy_threshold = 4096, .backend = "uring"};
+  if (um_reactor_create(&r, &config, &error) < 0) {
     return strstr(error.message, "locked-memory") ? 43 : 1;
   }
   um_metrics m;
@@ -174,6 +179,7 @@ static int little_locked_memory(void *argument) {
 }
 
 TEST(limits, without_locked_memory_it_does_without_registration) {
+  if (!on_uring()) SKIP("the epoll backend locks no memory");
   rlim_t tiny = 4096, little = 2 << 20;
   int result = in_child(little_locked_memory, &tiny);
   if (result == 77) SKIP("cannot lower the limit here");
@@ -188,7 +194,7 @@ static int one_after_the_other(void *argument) {
   (void)argument;
   if (!limit_locked_memory(1 << 20)) return 77;
   for (int i = 0; i < 200; i++) {
-    if (um_reactor_create(&r, NULL, &error) < 0) {
+    if (um_reactor_create(&r, &(um_reactor_config){.backend = "uring"}, &error) < 0) {
       fprintf(stderr, "number %d: %s\n", i, error.message);
       return 1;
     }
@@ -198,6 +204,8 @@ static int one_after_the_other(void *argument) {
 }
 
 TEST(limits, rings_one_after_the_other_within_a_low_limit) {
+  if (!on_uring()) SKIP("the epoll backend locks no memory");
+  if (getuid()) SKIP("only root can become a user whose other processes lock nothing");
   int result = in_child(one_after_the_other, NULL);
   if (result == 77) SKIP("cannot lower the limit here");
   CHECK_EQ(result, 42);
@@ -226,6 +234,7 @@ static int is_refused(void *argument) {
   refusal *f = argument;
   um_reactor *r;
   um_error error;
+  setenv("UM_BACKEND", "uring", 1);
   if (refuse_setup(f->error) < 0) return 77;
   for (int again = 0; again < 2; again++) {
     int result = um_reactor_create(&r, NULL, &error);
@@ -244,6 +253,44 @@ TEST(limits, io_uring_refused_says_why) {
     if (result == 77) SKIP("no seccomp filters here");
     CHECK_EQ(result, 42);
   }
+}
+
+static const char *said(int fd) {
+  static char text[4096];
+  ssize_t n = read(fd, text, sizeof text - 1);
+  text[n > 0 ? n : 0] = 0;
+  return text;
+}
+
+static int sleeps_a_tick(void *argument) {
+  (void)argument;
+  return um_fiber_sleep(um_after(1));
+}
+
+/* With nothing asked for: another backend, and one line about it in a process's life. */
+static int falls_back(void *argument) {
+  um_reactor *r;
+  int ends[2];
+  (void)argument;
+  unsetenv("UM_BACKEND");
+  if (refuse_setup(EPERM) < 0) return 77;
+  CHECK_EQ(pipe2(ends, O_NONBLOCK), 0);
+  dup2(ends[1], STDERR_FILENO);
+  CHECK_EQ(um_reactor_create(&r, NULL, NULL), 0);
+  if (strcmp(um_reactor_backend(r), "epoll")) return 1;
+  const char *text = said(ends[0]), *line = strchr(text, '\n');
+  if (!line || line[1] || !strstr(text, "io_uring: forbidden") || !strstr(text, "epoll")) return 2;
+  CHECK_EQ(um_fiber_spawn(r, NULL, sleeps_a_tick, NULL, NULL), 0);
+  CHECK_EQ(um_reactor_run(r), 0);
+  CHECK_EQ(um_reactor_destroy(r), 0);
+  if (um_run(sleeps_a_tick, NULL) != 0) return 3;
+  return *said(ends[0]) ? 4 : 42;
+}
+
+TEST(limits, io_uring_refused_epoll_is_used_and_says_so_once) {
+  int result = in_child(falls_back, NULL);
+  if (result == 77) SKIP("no seccomp filters here");
+  CHECK_EQ(result, 42);
 }
 
 /* ---- the end of a stack ---- */

@@ -74,6 +74,13 @@ um_metrics metrics_of(const um_reactor *reactor) {
   return m;
 }
 
+bool on_uring(void) {
+  um_reactor *r = reactor_new(NULL);
+  bool uring = !strcmp(um_reactor_backend(r), "uring");
+  um_reactor_destroy(r);
+  return uring;
+}
+
 /* What the reactor itself keeps with the kernel: the read that other threads' wake-ups
  * complete, and a poller's timeout. */
 static bool only_its_own(const um_metrics *m) { return m->pending <= 2 && m->unsubmitted <= 1; }

@@ -96,6 +96,8 @@ um_reactor *reactor_new(const um_reactor_config *config);
 /* Runs it to its end, checks gauges, destroys it. */
 void reactor_finish(um_reactor *reactor);
 um_metrics metrics_of(const um_reactor *reactor);
+/* Whether reactors without a configured backend use io_uring. */
+bool on_uring(void);
 
 um_fiber *spawn(um_fiber_fn fn, void *argument);
 /* Joins; what the fiber returned. */

@@ -29,7 +29,7 @@ static int print_help(void) {
   puts("\n  um-tls COMMAND --help   the options of a command, with examples\n"
        "  um-tls --version        versions, and which backends work here\n\n"
        "Environment:\n"
-       "  UM_BACKEND  how the kernel is talked to (default: uring)\n\n"
+       "  UM_BACKEND  how the kernel is talked to: uring, epoll (default: uring where it works)\n\n"
        "Example: a server, and a client that asks it for a page:\n"
        "  um-tls serve --listen localhost:8443 --cert cert.pem --key key.pem --root . &\n"
        "  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | um-tls connect localhost:8443 --ca ca.pem\n");

@@ -102,8 +102,9 @@ static void print_histogram(FILE *out, const char *name, const char *help, size_
 
 static void print_all(FILE *out, const metrics_source *source, metrics_sample *samples) {
   for (unsigned i = 0; i < source->count; i++) source->sample(source->arg, i, &samples[i]);
-  fprintf(out, "# HELP bio_uring_info Version of the library.\n# TYPE bio_uring_info gauge\n"
-          "bio_uring_info{version=\"%s\"} 1\n", um_version());
+  fprintf(out, "# HELP bio_uring_info Version of the library, and how it talks to the kernel.\n"
+          "# TYPE bio_uring_info gauge\nbio_uring_info{version=\"%s\",backend=\"%s\"} 1\n",
+          um_version(), um_reactor_backend(um_reactor_current()));
   for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++)
     print_metric(out, &metrics[i], samples, source->count);
   print_histogram(out, "reactor_busy_seconds", "Between a look at the kernel and the next sleep.",
