@@ -65,9 +65,9 @@ class Contender:
 class Ours(Contender):
     """`um-tls serve` wherever it can do what is asked, else bench-ours."""
 
-    def __init__(self, name, program, bench_ours):
+    def __init__(self, name, program, bench_ours, environment=None):
         super().__init__(name, program)
-        self.bench_ours = bench_ours
+        self.bench_ours, self.environment = bench_ours, environment
 
     def command(self, bench, workload):
         where = ["--listen", f"127.0.0.1:{bench.arguments.port}"]
@@ -248,6 +248,8 @@ def all_contenders(build):
     epoll = program("epoll-best")
     found = [
         Ours("ours", um_tls, program("bench-ours")),
+        # Not by default: the same library where io_uring is forbidden.
+        Ours("ours-epoll", um_tls, program("bench-ours"), {"UM_BACKEND": "epoll"}),
         Epoll("epoll-best", epoll),
         Epoll("epoll-bio-buffer", epoll, "--bio-buffer"),
         Epoll("epoll-nginx", epoll, "--nginx"),

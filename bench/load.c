@@ -33,13 +33,13 @@
 #define KEY_UPDATE_ROOM 64    /* bytes of its record, at most */
 
 static struct {
-  unsigned connections, first, depth, updates;
+  unsigned connections, first, depth, updates, burst;
   size_t size, answer;
   double seconds, warm_up, rate;
   pid_t servers[PIDS];
   int server_count;
   bool http, handshakes, idle, ready, accept_close, tls12;
-} options = { .connections = 64, .size = 64, .depth = 1, .seconds = 1, .warm_up = 0.25 };
+} options = { .connections = 64, .size = 64, .depth = 1, .burst = 1, .seconds = 1, .warm_up = 0.25 };
 
 static client *clients, **resting;
 static unsigned resting_first, resting_count;
@@ -170,7 +170,8 @@ static void on_closed(client *c) {
     if (!c->connected) connected++;
     c->connected = true;
   }
-  if (!stopped) client_connect(c);
+  if (options.rate > 0) rest(c);
+  else if (!stopped) client_connect(c);
 }
 
 /* ---- KeyUpdate flood ---- */
@@ -210,17 +211,19 @@ static void connect_until(unsigned wanted) {
   }
 }
 
-/* Messages that are due go out on connections that rest. When none does, they are left out and
+/* Operations that are due use connections that rest. When none does, they are left out and
  * counted as late: the latency of a server that stalls is that of the messages it holds. */
 static void send_due(int64_t since) {
   uint64_t target = (uint64_t)((double)(now_ns() - since) * options.rate / 1e9);
+  target -= target % options.burst;
   while (due < target && resting_count) {
     client *c = resting[resting_first];
     resting_first = (resting_first + 1) % options.connections;
     resting_count--;
     due++;
     c->started = now_ns();
-    send_message(c);
+    if (options.handshakes) client_connect(c);
+    else send_message(c);
   }
   late += target - due;
   due = target;
@@ -360,8 +363,9 @@ static void usage(FILE *to) {
         "  --size BYTES         of a message, or of the expected HTTP body (default 64)\n"
         "  --seconds S          measured (default 1)\n"
         "  --warm-up S          before that (default 0.25)\n"
-        "  --rate R             so many messages a second, not as fast as they come back;\n"
+        "  --rate R             so many operations a second, not as fast as they complete;\n"
         "                       `late` counts those left out because no connection was free\n"
+        "  --burst N            with --rate: so many at a time\n"
         "  --server-pid P,Q     report these processes' CPU time per operation as cpu_us\n"
         "  --cubic              cubic congestion control\n"
         "  --plain              no TLS\n"
@@ -398,7 +402,7 @@ static double positive(const char *option, const char *text) {
 }
 
 static void parse(int argc, char **argv) {
-  enum { CONNECT = 256, CONNECTIONS, SIZE, SECONDS, WARM_UP, RATE, SERVER, CUBIC, PLAIN, TLS12, READY, ANSWER,
+  enum { CONNECT = 256, CONNECTIONS, SIZE, SECONDS, WARM_UP, RATE, BURST, SERVER, CUBIC, PLAIN, TLS12, READY, ANSWER,
          PIPELINE, HTTP, HANDSHAKES, RESUME, ACCEPT_CLOSE, UPDATES, IDLE, FIRST, HELP, VERSION };
   static const struct option known[] = {
     { "connect", required_argument, NULL, CONNECT },
@@ -407,6 +411,7 @@ static void parse(int argc, char **argv) {
     { "seconds", required_argument, NULL, SECONDS },
     { "warm-up", required_argument, NULL, WARM_UP },
     { "rate", required_argument, NULL, RATE },
+    { "burst", required_argument, NULL, BURST },
     { "server-pid", required_argument, NULL, SERVER },
     { "cubic", no_argument, NULL, CUBIC },
     { "plain", no_argument, NULL, PLAIN },
@@ -433,6 +438,7 @@ static void parse(int argc, char **argv) {
       case SECONDS: options.seconds = positive("seconds", optarg); break;
       case WARM_UP: options.warm_up = positive("warm-up", optarg); break;
       case RATE: options.rate = positive("rate", optarg); break;
+      case BURST: options.burst = (unsigned)number("burst", optarg); break;
       case SERVER: parse_pids(optarg); break;
       case CUBIC: transport_setup.cubic = true; break;
       case PLAIN: transport_setup.plain = true; break;
@@ -453,8 +459,8 @@ static void parse(int argc, char **argv) {
     }
   }
   bool right = transport_setup.address && optind == argc &&
-               options.handshakes + options.idle + options.accept_close + !!options.updates +
-                 (options.rate > 0) <= 1 &&
+               options.handshakes + options.idle + options.accept_close + !!options.updates <= 1 &&
+               !(options.rate > 0 && (options.idle || options.accept_close || options.updates)) &&
                options.size * options.depth <= (1u << 30) && options.first <= options.connections;
   if (right) return;
   usage(stderr);

@@ -9,7 +9,7 @@ import sys
 import time
 
 from contenders import Peer
-from workloads import find
+from workloads import FLOOD_PEERS, STORM_BURST, STORM_ECHO, STORM_HANDSHAKES
 from machine import (Failed, Syscalls, busy_seconds, cpu_clock, family, pss, read_line, set_cubic,
                      slab)
 
@@ -18,7 +18,6 @@ CERTIFICATES = {
     "rsa2048": ["-newkey", "rsa:2048"],
     "rsa4096": ["-newkey", "rsa:4096"],
 }
-LOAD_SHARE = 0.7      # of the strongest baseline's capacity, in storms
 SYSCALL_SECONDS = 0.3
 UPDATES_A_SECOND = 400_000  # KeyUpdates made for a flood, more than any server gets through
 PATIENCE = 90
@@ -94,8 +93,8 @@ class Bench:
         self.load = os.path.join(arguments.build, "bench", "bench-load")
         self.syscalls = Syscalls()
         self.backend = None
-        self.storm_rate = None
-        self.limits_off = []
+        self.storms = {}
+        self.limits_off = self.find_limits(os.path.join(arguments.build, "tools", "um-tls", "um-tls"))
         self.certificates = {}
         if not os.access(self.load, os.X_OK):
             sys.exit(f"bench: {self.load} is not built: './run build' first")
@@ -118,6 +117,18 @@ class Bench:
         if self.server_cpu == self.load_cpu:
             self.note("one CPU only: server and load share it, figures are not comparable "
                       "with others")
+
+    @staticmethod
+    def find_limits(um_tls):
+        """What makes `um-tls serve` like servers that limit nothing, as far as it has it."""
+        wanted = (["--core"], ["--min-rate", 1], ["--receive-total", 1 << 31],
+                  ["--send-total", 1 << 31])
+        try:
+            usage = subprocess.run([um_tls, "serve", "--help"], capture_output=True, text=True,
+                                   check=False).stdout
+        except OSError:
+            return []
+        return [word for words in wanted if f" {words[0]} " in usage for word in words]
 
     def certificate(self, kind):
         """Self-signed, made when first asked for, the same for everyone."""
@@ -219,65 +230,78 @@ class Bench:
         return {"pss_bytes": (large - small) / count, "pss_kept_bytes": (after - small) / count,
                 "kernel_bytes": (slab_many - slab_few) / count}
 
-    def storm_pace(self):
-        """Messages a second that are 70 % of what the strongest baseline can do."""
-        if self.storm_rate is None:
-            name = "epoll-best" if "epoll-best" in self.contenders else next(iter(self.contenders))
-            contender = self.contenders[name]
-            workload = find("echo-64B-64c")
-            server = Server(self, contender, workload)
-            try:
-                self.storm_rate = LOAD_SHARE * 1e6 / self.run_load(server, workload, contender)["cpu_us"]
-            finally:
-                server.stop()
-            self.note(f"storms: the echo asks {self.storm_rate:.0f} times a second, "
-                      f"{LOAD_SHARE:.0%} of what {name} can do")
-        return self.storm_rate
+    def cost(self, workload, load, contender):
+        """Server CPU of an operation in a closed loop, us."""
+        server = Server(self, contender, workload)
+        try:
+            return self.run_load(server, workload._replace(load=load), contender)["cpu_us"]
+        finally:
+            server.stop()
 
-    def start_nuisance(self, server, workload, contender):
-        flood = workload.name.startswith("flood")
+    def storm_rates(self, workload):
+        """Messages and handshakes a second that take their shares of the strongest baseline."""
+        if workload.cert in self.storms:
+            return self.storms[workload.cert]
+        name = "epoll-best" if "epoll-best" in self.contenders else next(iter(self.contenders))
+        handshakes = ["--handshakes", "--connections", STORM_BURST]
+        rates = [share * 1e6 / self.cost(workload, load, self.contenders[name])
+                 for share, load in ((STORM_ECHO, workload.load), (STORM_HANDSHAKES, handshakes))]
+        self.note(f"{workload.name}: {rates[0]:.0f} messages and {rates[1]:.0f} handshakes a second, "
+                  f"{STORM_ECHO:.0%} and {STORM_HANDSHAKES:.0%} of what {name} can do")
+        self.storms[workload.cert] = rates
+        return rates
+
+    def start_nuisance(self, server, workload):
+        """Connected, and waiting for a line."""
         command = [self.load, "--connect", server.address, "--cubic", *workload.beside,
-                   "--seconds", 600]
+                   "--seconds", 600, "--ready"]
+        flood = workload.name.startswith("flood")
         if flood:
             seconds = self.arguments.seconds + self.arguments.warm_up + 0.5
-            updates = int(UPDATES_A_SECOND * seconds / 8)
-            command += ["--key-updates", updates, "--ready"]
+            command += ["--key-updates", int(UPDATES_A_SECOND * seconds / FLOOD_PEERS)]
+        if workload.name.startswith("storm"):
+            command += ["--rate", self.storm_rates(workload)[1]]
         # The good client's own CPU must be there when it needs it.
-        child = self.start_load(command, idle=not flood)
-        if flood:
-            read_line(child, PATIENCE, "the flood")
-        return child
+        return self.start_load(command, idle=not flood)
 
     def run_beside(self, server, workload, contender):
         command = self.load_command(server, workload.load, contender) + ["--ready"]
         if workload.name.startswith("storm"):
-            command += ["--rate", self.storm_pace()]
-        probe = self.start_load(command)
-        nuisance = None
+            command += ["--rate", self.storm_rates(workload)[0]]
+        nuisance = self.start_nuisance(server, workload)
+        probe = None
         try:
-            read_line(probe, PATIENCE, "the good client")
-            nuisance = self.start_nuisance(server, workload, contender)
-            if workload.name.startswith("flood"):
-                nuisance.stdin.write("\n")
-                nuisance.stdin.flush()
-            else:
+            self.await_ready(nuisance, "the load beside")
+            probe = self.start_load(command)
+            self.await_ready(probe, "the good client")
+            self.go(nuisance)
+            if not workload.name.startswith("flood"):  # that must not end too early
                 time.sleep(0.3)
-            values = self.finish_load_of(probe)
+            self.go(probe)
+            values = self.finish_load(probe, self.arguments.seconds)
             if not workload.name.startswith("flood"):  # its bytes are in socket buffers at once
                 nuisance.terminate()
                 values["beside_rate"] = self.finish_load(nuisance, 5)["rate"]
         finally:
-            self.children.stop(probe)
-            if nuisance:
-                self.children.stop(nuisance)
+            for child in (probe, nuisance):
+                if child:
+                    self.children.stop(child)
         if "late" in values:
             values["late_share"] = values["late"] / (values["wanted"] * values["seconds"])
         return values
 
-    def finish_load_of(self, probe):
-        probe.stdin.write("\n")
-        probe.stdin.flush()
-        return self.finish_load(probe, self.arguments.seconds)
+    @staticmethod
+    def await_ready(child, what):
+        try:
+            read_line(child, PATIENCE, what)
+        except Failed as failure:
+            said = child.stderr.read().strip() if child.poll() is not None else ""
+            raise Failed(said or str(failure)) from None
+
+    @staticmethod
+    def go(child):
+        child.stdin.write("\n")
+        child.stdin.flush()
 
     # ---- rounds ----
 

@@ -24,6 +24,7 @@ METHOD_NOTES = [
     "kernel B (idle-*): the growth of the whole machine's slab, both ends of each connection",
     "late (storm-*): messages that were due and could not be sent, because the server held all "
     "connections; they are not in the latency",
+    "beside/s: handshakes (storm-*) or echoes of 64K (bulk-by-others) that the others completed",
 ]
 
 
