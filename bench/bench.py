@@ -53,6 +53,8 @@ def parse(words):
                         help="measured in each round; default 1.5, with --quick 0.3")
     parser.add_argument("--json", metavar="FILE", help="write everything, rounds too, to FILE")
     parser.add_argument("--plot", metavar="DIR", help="write SVG charts into DIR")
+    parser.add_argument("--profile", action="store_true",
+                        help="also where each server's CPU time goes, with perf")
     parser.add_argument("--contenders", metavar="A,B,...",
                         help="the first is compared with the others; default: " +
                         ",".join(BASELINES))

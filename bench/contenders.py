@@ -11,9 +11,11 @@ BASELINES = ["ours", "epoll-best", "epoll-bio-buffer", "epoll-nginx", "threads",
 QUICK = ["ours", "epoll-best", "epoll-bio-buffer", "plain-uring", "libssl-memory"]
 PEERS = ["nginx", "haproxy", "hitch", "stunnel"]
 
-# What `./run bench ablate` switches off: name -> (what it is without it, switch of bench-ours;
-# without one UM_ABLATE names it to a build with -Dablation=true: src/ablation.h).
+# What `./run bench ablate` switches off: name -> (what it is without it, how: a switch of
+# bench-ours, a variable of its environment, or None: UM_ABLATE names it to a build with
+# -Dablation=true, see src/ablation.h).
 ABLATIONS = {
+    "io_uring": ("the epoll backend", "UM_BACKEND=epoll"),
     "defer-taskrun": ("completions when the kernel likes, not when the loop asks", None),
     "multishot": ("a submission for every receive", None),
     "incremental": ("every receive takes a whole provided buffer", None),
@@ -127,10 +129,14 @@ class Variant(Contender):
 
     def __init__(self, name, program):
         super().__init__(name, program)
-        switch = ABLATIONS[name][1] if name in ABLATIONS else None
-        self.own = [switch] if switch else []
-        if name in ABLATIONS and not switch:
-            self.environment = {"UM_ABLATE": name}
+        self.own = []
+        if name not in ABLATIONS:
+            return
+        how = ABLATIONS[name][1] or f"UM_ABLATE={name}"
+        if how.startswith("--"):
+            self.own = [how]
+        else:
+            self.environment = dict([how.split("=")])
 
     def switches(self, workload):
         return self.own

@@ -199,3 +199,42 @@ class Syscalls:
         if not found:
             raise Failed(f"strace counted nothing: {err.strip()[:100]}")
         return int(found.group(1))
+
+
+# ---- profile ----
+
+# Where a sample belongs: by the library its innermost frame is in or, in the kernel, by the
+# first of these that any of its frames matches.
+LIBRARIES = (("libcrypto", "crypto"), ("libssl", "libssl"), ("libbio_uring", "ours"),
+             ("libc.so", "libc"))
+KERNEL = ((r"(tcp|ip|inet|__tcp|net_rx|loopback|skb|__skb|sock|__sock)_", "kernel TCP"),
+          (r"(__)?io_|io_uring", "kernel io_uring"), (r"(do_|ep_|__x64_sys_)?e?poll", "kernel epoll"))
+
+
+def part_of(frames):
+    """`frames`: [(symbol, library)], innermost first."""
+    library = frames[0][1]
+    if "kernel" in library or library == "[unknown]":
+        return next((part for pattern, part in KERNEL
+                     if any(re.match(pattern, symbol) for symbol, _ in frames)), "kernel, other")
+    return next((part for name, part in LIBRARIES if name in library), "program")
+
+
+def profile(pids, seconds, directory):
+    """Shares of the processes' CPU time, by part."""
+    data = os.path.join(directory, "perf.data")
+    done = subprocess.run(["perf", "record", "-q", "-F", "2000", "-g", "-o", data, "-p",
+                           ",".join(map(str, pids)), "--", "sleep", str(seconds)],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"perf record: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    script = subprocess.run(["perf", "script", "-i", data, "-F", "ip,sym,dso"], text=True,
+                            capture_output=True, check=False).stdout
+    counts, total = {}, 0
+    for sample in script.strip().split("\n\n"):
+        frames = re.findall(r"^\s*[0-9a-f]+ (.*?)(?:\+0x[0-9a-f]+)? \((.*)\)$", sample, re.M)
+        if frames:
+            part = part_of(frames)
+            counts[part] = counts.get(part, 0) + 1
+            total += 1
+    return {part: round(n / total, 3) for part, n in sorted(counts.items(), key=lambda x: -x[1])}

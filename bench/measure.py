@@ -10,8 +10,8 @@ import time
 
 from contenders import Peer
 from workloads import FLOOD_PEERS, STORM_BURST, STORM_ECHO, STORM_HANDSHAKES
-from machine import (Failed, Syscalls, busy_seconds, cpu_clock, family, pss, read_line, set_cubic,
-                     slab)
+from machine import (Failed, Syscalls, busy_seconds, cpu_clock, family, profile, pss, read_line,
+                     set_cubic, slab)
 
 CERTIFICATES = {
     "ecdsa": ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
@@ -19,6 +19,7 @@ CERTIFICATES = {
     "rsa4096": ["-newkey", "rsa:4096"],
 }
 SYSCALL_SECONDS = 0.3
+PROFILE_SECONDS = 1.0
 UPDATES_A_SECOND = 400_000  # KeyUpdates made for a flood, more than any server gets through
 PATIENCE = 90
 KEPT = ("cpu_us", "rate", "p50_us", "p99_us", "load_cpu_us", "server_busy", "pss_bytes",
@@ -102,6 +103,9 @@ class Bench:
             sys.exit("bench: the openssl program is needed to make certificates: install openssl")
         if not self.syscalls.tool:
             self.leave_out("system calls per operation: needs perf or strace", failure=False)
+        if arguments.profile and not shutil.which("perf"):
+            self.leave_out("profiles: perf is not installed")
+            arguments.profile = False
         self.choose_cpus()
 
     # ---- what contenders need ----
@@ -327,32 +331,52 @@ class Bench:
         except Failed as failure:
             raise Failed(f"{failure}{server.last_words()}") from None
 
-    def count_syscalls(self, workload, contender, server):
-        """In a run of its own: counting slows down."""
+    def look_inside(self, workload, contender, server, seconds, look):
+        """look(pids) while the load runs, and the load's own figures. In a run of its own:
+        counting and sampling slow down."""
         command = self.load_command(server, workload.load, contender, timing=False)
-        command += ["--seconds", SYSCALL_SECONDS + 0.6, "--warm-up", 0.1]
+        command += ["--seconds", seconds + 0.6, "--warm-up", 0.1]
         child = self.start_load(command)
         try:
             time.sleep(0.4)
-            count = self.syscalls.count(server.pids(), SYSCALL_SECONDS)
-            rate = self.finish_load(child, 1)["rate"]
+            found = look(server.pids())
+            return found, self.finish_load(child, seconds)
         finally:
             self.children.stop(child)
-        return count / SYSCALL_SECONDS / rate
 
-    def count_all_syscalls(self, workload, servers):
-        counts = {}
-        for name, server in servers.items():
-            try:
-                counts[name] = self.count_syscalls(workload, self.contenders[name], server)
-            except (Failed, OSError, subprocess.SubprocessError) as failure:
-                self.leave_out(f"{workload.name}, system calls of {name}: {failure}")
-        return counts
+    def count_syscalls(self, workload, contender, server):
+        count, values = self.look_inside(
+            workload, contender, server, SYSCALL_SECONDS,
+            lambda pids: self.syscalls.count(pids, SYSCALL_SECONDS))
+        return {"syscalls": round(count / SYSCALL_SECONDS / values["rate"], 3)}
+
+    def take_profile(self, workload, contender, server):
+        shares, _ = self.look_inside(
+            workload, contender, server, PROFILE_SECONDS,
+            lambda pids: profile(pids, PROFILE_SECONDS, self.children.directory))
+        return {"profile": shares}
+
+    def passes(self):
+        if self.syscalls.tool and not self.arguments.quick:
+            yield "system calls", self.count_syscalls
+        if self.arguments.profile:
+            yield "profile", self.take_profile
+
+    def run_passes(self, workload, servers):
+        """{contender: {what the passes found}}"""
+        found = {name: {} for name in servers}
+        for what, run in self.passes():
+            for name, server in servers.items():
+                try:
+                    found[name].update(run(workload, self.contenders[name], server))
+                except (Failed, OSError, subprocess.SubprocessError) as failure:
+                    self.leave_out(f"{workload.name}, {what} of {name}: {failure}")
+        return found
 
     def measure(self, workload):
         say(f"{workload.name}: {workload.what}")
         values = {name: [] for name, c in self.contenders.items() if c.applies(workload)}
-        servers, counts, others = {}, {}, None
+        servers, found, others = {}, {}, None
         busy, own, start = busy_seconds(self.cpus()), self.own_cpu(servers), time.monotonic()
         try:
             for number in range(self.arguments.rounds):
@@ -368,12 +392,12 @@ class Bench:
                                for n, v in values.items()))
             busy, own = busy_seconds(self.cpus()) - busy, self.own_cpu(servers) - own
             others = max(0.0, busy - own) / (time.monotonic() - start) / len(self.cpus())
-            if self.syscalls.tool and workload.kind == "load" and not self.arguments.quick:
-                counts = self.count_all_syscalls(workload, servers)
+            if workload.kind == "load":
+                found = self.run_passes(workload, servers)
         finally:
             for server in servers.values():
                 server.stop()
-        return summarise(workload, values, others if workload.kind == "load" else None, counts)
+        return summarise(workload, values, others if workload.kind == "load" else None, found)
 
     def cpus(self):
         return {self.server_cpu, self.load_cpu}
@@ -399,13 +423,12 @@ def compare(figure, subject, others):
             "unclear": spread > abs(1 - ratio) or len(ratios) < 3}
 
 
-def medians(workload, rounds, syscalls):
+def medians(workload, rounds, found):
     result = {key: round(statistics.median(r[key] for r in rounds), 4)
               for key in rounds[0] if key in KEPT}
     if workload.bytes and "cpu_us" in result:
         result["cpu_us_per_mb"] = round(result["cpu_us"] / workload.bytes * 1e6, 2)
-    if syscalls is not None:
-        result["syscalls"] = round(syscalls, 3)
+    result.update(found)
     result["rounds"] = [{k: v for k, v in r.items() if k in KEPT} for r in rounds]
     return result
 
@@ -416,9 +439,9 @@ def floor_of(workload, contenders):
     return round(sum(parts), 4) if all(parts) and workload.figure == "cpu_us" else None
 
 
-def summarise(workload, values, others, counts):
+def summarise(workload, values, others, found):
     values = {name: rounds for name, rounds in values.items() if rounds}
-    contenders = {name: medians(workload, rounds, counts.get(name))
+    contenders = {name: medians(workload, rounds, found.get(name, {}))
                   for name, rounds in values.items()}
     result = {"name": workload.name, "what": workload.what, "figure": workload.figure,
               "contenders": contenders, "subject": None, "ratio": {}, "spread": {}, "range": {},

@@ -74,6 +74,10 @@ def table(result):
         lines.append(f"  {name:17}" + "".join(
             f"{form.format(values[key]) if key in values else '':>12}" for key, _, form in columns))
     lines += [comparison(result, name) for name in result["ratio"] if name not in FLOOR_PARTS]
+    for name, values in contenders.items():
+        if "profile" in values:
+            lines.append(f"  time of {name}: " + ", ".join(
+                f"{part} {share:.0%}" for part, share in values["profile"].items()))
     if result["floor_us"]:
         lines.append(f"  floor (plain-uring + libssl-memory) {result['floor_us']:.2f} us: "
                      f"{result['subject']} is at {result['floor_ratio'] or 0:.2f} of it")
