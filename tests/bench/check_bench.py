@@ -7,6 +7,7 @@ Runs last a few hundredths of a second: they show that everything works, not how
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -27,6 +28,15 @@ def bench(*arguments, before=(), **more):
                os.environ["BENCH_BUILD"], *map(str, arguments), **more)
 
 
+def filled(result, folder):
+    """docs/performance.md with the tables of this result."""
+    path = os.path.join(folder, "performance.md")
+    shutil.copy(os.path.join(SOURCE, "docs", "performance.md"), path)
+    done = run(sys.executable, os.path.join(BENCH, "tables.py"), path, result)
+    with open(path, encoding="utf-8") as file:
+        return done, file.read()
+
+
 class BenchCase(Case):
     def measured(self, *arguments, code=0):
         """A run that writes JSON: the document and what was printed."""
@@ -34,6 +44,7 @@ class BenchCase(Case):
             path = os.path.join(folder, "result.json")
             done = bench(*BRIEF, "--json", path, *arguments)
             self.assertEqual(done.code, code, str(done))
+            self.tables, self.document = filled(path, folder)
             with open(path, encoding="utf-8") as file:
                 return json.load(file), done
 
@@ -69,6 +80,9 @@ class Results(BenchCase):
         for key in ("cpu", "kernel", "openssl", "server_cpu", "load_cpu"):
             self.assertIn(key, document["machine"])
         self.assertIn(b"UNCLEAR: too few rounds", done.out)
+        self.assertEqual(self.tables.code, 0, str(self.tables))
+        for workload in document["workloads"]:
+            self.assertRegex(self.document, rf"\| `{workload['name']}` \| [0-9.]+ \|")
 
     def test_memory_and_others(self):
         document, _ = self.measured("bulk-by-others", "hs-resumed-tls13", "--contenders",
