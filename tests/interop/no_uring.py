@@ -195,7 +195,8 @@ class Quota(Works):
     def group(self):
         """A control group's file of processes to write to, and the one that counts throttling."""
         name = f"libbio_uring.{os.getpid()}"
-        for base, write in (("/sys/fs/cgroup", self.limit_v2), ("/sys/fs/cgroup/cpu", self.limit_v1)):
+        kinds = (("/sys/fs/cgroup", self.limit_v2), ("/sys/fs/cgroup/cpu", self.limit_v1))
+        for base, write in kinds:
             folder = os.path.join(base, name)
             try:
                 os.mkdir(folder)

@@ -9,7 +9,7 @@ if [ "$(id -u)" != 0 ]; then
   echo "0 passed, 0 failed, 1 skipped"
   exit 0
 fi
-"$root/run" build
+"$root/run" setup
 
 # A copy of the tree that the user may enter and write to, whatever folder this one is in.
 copy=$(mktemp -d /tmp/unprivileged.XXXXXX)
