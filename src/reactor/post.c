@@ -5,6 +5,7 @@
  * therefore always finds the flag clear and sends a wake-up. */
 #include "alloc.h"
 #include "reactor.h"
+#include "worker.h"
 
 #include <sched.h>
 
@@ -93,5 +94,6 @@ void um__posts_discard(um_reactor *r) {
   for (um_post_node *node = take(r), *next; node; node = next) {
     next = node->next;
     if (node->flags & NODE_ALLOCATED) um__free(node);
+    else if (um__work_is_end(node)) node->fn(node->arg); /* it has something to free */
   }
 }

@@ -168,13 +168,24 @@ int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_erro
   return 0;
 }
 
+/* Work on other threads cannot be called back, only waited for. */
+static void await_jobs(um_reactor *r) {
+  while (r->jobs) {
+    um__reactor_pump(r);
+    um__posts_discard(r);
+  }
+}
+
 int um_reactor_destroy(um_reactor *r) {
   if (!r) return 0;
   int check = um__reactor_check(r);
   if (check == UM_EWRONGTHREAD) return check;
-  if ((r->tasks || r->running) && check == 0) return -EBUSY;
+  if ((r->tasks > r->jobs || r->running) && check == 0) return -EBUSY;
   atomic_store(&r->posts.closing, true);
-  if (check == 0) um__posts_leave(r); /* a fork's child has no such threads */
+  if (check == 0) { /* a fork's child has no such threads */
+    await_jobs(r);
+    um__posts_leave(r);
+  }
   um__posts_discard(r);
   r->backend->close(r);
   reactor_free(r);

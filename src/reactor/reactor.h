@@ -60,7 +60,8 @@ struct um_reactor {
   struct um_conn_list holding; /* have unread bytes in provided buffers */
   struct um_conn_list starved; /* want a receive and found no buffer */
   struct um_fiber_list fibers;
-  unsigned tasks;              /* registered and not ended */
+  unsigned tasks;              /* registered and not ended, and jobs */
+  unsigned jobs;               /* work out on other threads (worker.h) */
 
   struct {
     _Atomic(um_post_node *) head; /* newest first */
