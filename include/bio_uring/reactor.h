@@ -9,15 +9,17 @@
  * on it returns UM_EFORKED there. Create a new one, or exec.
  *
  * Without io_uring. Where the kernel or a container forbids it the same calls run on
- * epoll: slower, with workers of its own for files. How a reactor talks to the kernel is chosen by
- * um_reactor_config.backend, else by UM_BACKEND in the environment, "uring" or "epoll";
- * else it is io_uring where that works and epoll where not, and the first reactor of a
- * process that has to make do says so, once, as a warning of the log (observe.h). What
- * is asked for by name is never replaced. On epoll
+ * epoll: slower, and with worker threads for files that are not in memory. How a reactor
+ * talks to the kernel is chosen by um_reactor_config.backend, else by UM_BACKEND in the
+ * environment, "uring" or "epoll"; else it is io_uring where that works and epoll where
+ * not, and the first reactor of a process that has to make do says so, once, as a
+ * warning of the log (observe.h). What is asked for by name is never replaced. On epoll
  *  - um_futex_wait() and um_futex_wake() return -EOPNOTSUPP;
  *  - um_waitid() knows P_PID only, else -EOPNOTSUPP;
  *  - um_splice() into a socket moves at most 4,096 bytes a call;
  *  - um_recvmsg() ignores MSG_WAITALL;
+ *  - um_openat(), um_splice(), and um_read() and um_write() of files are not interrupted: their
+ *    deadline or cancellation is answered when a worker is through with them;
  *  - a blocking listener that other processes accept from as well may block the thread
  *    for a moment: set O_NONBLOCK on it;
  *  - um_connect() sets O_NONBLOCK for the moment of connect(2);

@@ -13,7 +13,14 @@ enum um_outcome {
   UM_ELSEWHERE, /* a worker has it */
 };
 
-enum um_stage { UM_STAGE_NONE, UM_STAGE_FRESH, UM_STAGE_WAITING, UM_STAGE_TIMED, UM_STAGE_WORKING };
+enum um_stage {
+  UM_STAGE_NONE,
+  UM_STAGE_FRESH,
+  UM_STAGE_WAITING,
+  UM_STAGE_TIMED,
+  UM_STAGE_WORKING,   /* a worker has it */
+  UM_STAGE_ABANDONED, /* and its owner wants it to end */
+};
 
 /* Tries an operation without waiting. */
 enum um_outcome um__epoll_try(um_reactor *reactor, um_op *op, um_completion *completion);

@@ -3,6 +3,7 @@
  * with poll(2) before. */
 #include "alloc.h"
 #include "backend_epoll.h"
+#include "worker.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -158,15 +159,9 @@ static enum um_outcome try_timeout(um_op *op, um_completion *c) {
 
 /* ---- files ---- */
 
-/* What poll(2) knows nothing of: it calls them ready, and then they wait for the disk. */
-static bool is_file(int fd) {
+static mode_t type_of(int fd) {
   struct stat status;
-  return fstat(fd, &status) == 0 && (S_ISREG(status.st_mode) || S_ISBLK(status.st_mode));
-}
-
-static bool is_socket(int fd) {
-  struct stat status;
-  return fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
+  return fstat(fd, &status) < 0 ? 0 : status.st_mode & S_IFMT;
 }
 
 static int transfer(const um_op *op, size_t length, int flags) {
@@ -188,12 +183,12 @@ static int transfer_some(const um_op *op) {
 static int splice_some(const um_op *op) {
   loff_t from = (loff_t)op->offset2, to = (loff_t)op->offset;
   size_t length = op->length;
-  if (length > PIPE_BUF && is_socket(op->fd)) length = PIPE_BUF; /* as above */
+  if (length > PIPE_BUF && type_of(op->fd) == S_IFSOCK) length = PIPE_BUF; /* as above */
   return checked(splice(op->fd2, from < 0 ? NULL : &from, op->fd, to < 0 ? NULL : &to, length,
                         op->flags | SPLICE_F_NONBLOCK));
 }
 
-static int file_call(um_op *op) {
+static int file_call(const um_op *op) {
   switch (op->code) {
     case UM_OP_OPENAT:
       return checked(openat(op->fd, op->address, (int)op->flags, (mode_t)op->length));
@@ -204,16 +199,61 @@ static int file_call(um_op *op) {
   }
 }
 
+typedef struct file_work {
+  um__work work; /* first */
+  um_op *op;
+  int result;
+} file_work;
+
+static void run_file(um__work *work) {
+  file_work *f = (file_work *)work;
+  f->result = file_call(f->op);
+}
+
+/* A splice that found nothing waits again. */
+static void file_done(um__work *work) {
+  file_work *f = (file_work *)work;
+  um_op *op = f->op;
+  um_completion c = {.result = f->result};
+  um__free(f);
+  if (c.result == -EAGAIN && op->stage == UM_STAGE_WORKING) {
+    op->reactor->backend->submit(op->reactor, op);
+    return;
+  }
+  if (c.result == -EAGAIN) c.result = -ECANCELED;
+  um__op_complete(op->reactor, um__op_user_data(op), &c);
+}
+
+/* A worker waits for the disk. Without one it is the loop that does. */
 static enum um_outcome off_loop(um_op *op, um_completion *c) {
+  file_work *f = um__alloc(sizeof *f);
+  if (f) {
+    *f = (file_work){.work = {.run = run_file, .done = file_done}, .op = op};
+    op->stage = UM_STAGE_WORKING;
+    if (um__work_submit(op->reactor, &f->work) == 0) return UM_ELSEWHERE;
+    op->stage = UM_STAGE_NONE;
+    um__free(f);
+  }
   c->result = file_call(op);
-  return UM_ENDED;
+  return c->result == -EAGAIN ? waits(op, op->fd, POLLOUT) : UM_ENDED;
+}
+
+/* poll(2) knows nothing of files: they are ready, and then they wait for the disk. What is in
+ * the page cache takes no worker. */
+static enum um_outcome transfer_file(um_op *op, um_completion *c) {
+  if (op->code == UM_OP_READ && (int64_t)op->offset >= 0) {
+    c->result = transfer(op, op->length, RWF_NOWAIT);
+    if (c->result == 0 || (c->result > 0 && (uint32_t)c->result == op->length)) return UM_ENDED;
+  }
+  return off_loop(op, c);
 }
 
 static enum um_outcome try_transfer(um_op *op, um_completion *c) {
   uint32_t events = op->code == UM_OP_READ ? POLLIN : POLLOUT;
   c->result = events_now(op->fd, events);
   if (c->result == 0) return waits(op, op->fd, events);
-  if (c->result > 0 && is_file(op->fd)) return off_loop(op, c);
+  mode_t type = c->result > 0 ? type_of(op->fd) : 0;
+  if (type == S_IFREG || type == S_IFBLK) return transfer_file(op, c);
   if (c->result > 0) c->result = transfer_some(op);
   return c->result == -EAGAIN ? waits(op, op->fd, events) : UM_ENDED;
 }

@@ -95,6 +95,7 @@ static bool wait_for_work(void) {
 
 static void *work_on(void *argument) {
   (void)argument;
+  pthread_setname_np(pthread_self(), "um-worker");
   if (nice(NICENESS) < 0) { /* then it competes with the reactor on equal terms */ }
   pthread_mutex_lock(&pool.lock);
   while (pool.first || wait_for_work()) {

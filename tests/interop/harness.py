@@ -155,12 +155,12 @@ class Server(Child):
             return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1))
 
     def threads(self):
-        """Without the workers that the kernel lends to io_uring for files."""
+        """Without the workers for files: those that the kernel lends to io_uring, and ours."""
         count = 0
         for task in os.listdir(f"/proc/{self.pid}/task"):
             try:
                 with open(f"/proc/{self.pid}/task/{task}/comm", encoding="utf-8") as comm:
-                    count += not comm.read().startswith("iou-")
+                    count += not comm.read().startswith(("iou-", "um-worker"))
             except OSError:
                 pass  # has ended
         return count

@@ -222,6 +222,41 @@ TEST(epoll, splices_without_blocking) {
   close(fds[1]);
 }
 
+/* ---- files ---- */
+
+#define FILE_SIZE (1 << 20)
+
+static int reads_from_disk(void *argument) {
+  char path[] = "/tmp/um-test-XXXXXX", *bytes = malloc(FILE_SIZE), *back = malloc(FILE_SIZE);
+  int fd = mkostemp(path, O_CLOEXEC);
+  (void)argument;
+  CHECK(fd >= 0 && bytes && back);
+  for (int i = 0; i < FILE_SIZE; i++) bytes[i] = (char)(i * 7 + (i >> 9));
+  CHECK_EQ(um_write(fd, bytes, FILE_SIZE, 0, UM_FOREVER), FILE_SIZE);
+  for (int cached = 0; cached < 2; cached++) {
+    if (!cached) CHECK_EQ(fsync(fd), 0);
+    if (!cached) CHECK_EQ(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    CHECK_EQ(um_read(fd, back, FILE_SIZE, 0, UM_FOREVER), FILE_SIZE); /* whole, wherever it is */
+    CHECK(!memcmp(bytes, back, FILE_SIZE));
+    CHECK_EQ(um_read(fd, back, FILE_SIZE, FILE_SIZE - 10, UM_FOREVER), 10);
+    CHECK_EQ(um_read(fd, back, FILE_SIZE, FILE_SIZE, UM_FOREVER), 0);
+  }
+  unsigned before = open_fds();
+  for (int i = 0; i < 10; i++) { /* done by the time it can be given up: no descriptor is lost */
+    int late = um_openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, um_now() - 1);
+    CHECK(late >= 0);
+    CHECK_EQ(um_close(late), 0);
+  }
+  CHECK_EQ(open_fds(), before);
+  unlink(path);
+  CHECK_EQ(um_close(fd), 0);
+  free(bytes);
+  free(back);
+  return 0;
+}
+
+TEST(epoll, files_are_read_whole_and_opened_by_workers) { run_epoll(reads_from_disk, NULL); }
+
 /* ---- what it lacks ---- */
 
 static int lacks(void *argument) {
