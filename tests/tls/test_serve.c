@@ -701,3 +701,65 @@ static int two_of_an_address(void *argument) {
 Test(serve, at_most_two_of_an_address) {
   serve((um_tls_server_config){.max_per_address = 2}, two_of_an_address);
 }
+
+/* ---- what all may have queued ---- */
+
+static bool handlers_go_on;
+
+/* Reads a byte and then nothing until it may. */
+static int reads_late(um_tls *tls, void **data, void *argument) {
+  char bytes[16384];
+  server *s = argument;
+  *data = s;
+  CHECK_EQ(um_tls_read(tls, bytes, 1, UM_FOREVER), 1);
+  s->calls++;
+  while (!handlers_go_on) um_fiber_sleep(um_after(2));
+  ssize_t n;
+  do n = um_tls_read(tls, bytes, sizeof bytes, UM_FOREVER);
+  while (n > 0);
+  return (int)n;
+}
+
+#define PUSHED (2u << 20)
+
+static void pushes_all(peer *p) {
+  char bytes[16384] = "";
+  peer_shake(p);
+  for (size_t sent = 0; sent < PUSHED; sent += sizeof bytes) peer_write(p, bytes, sizeof bytes);
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+#define PUSHERS 12
+
+static uint64_t most_queued;
+
+static int pushed_at(void *argument) {
+  server *s = argument;
+  peer peers[PUSHERS];
+  um_metrics m;
+  handlers_go_on = false;
+  for (int i = 0; i < PUSHERS; i++) client(&peers[i], pushes_all, NULL);
+  UNTIL(s->calls == PUSHERS);
+  um_fiber_sleep(um_after(300)); /* they push meanwhile */
+  um_reactor_metrics(um_reactor_current(), &m);
+  most_queued = m.receive_queued;
+  handlers_go_on = true;
+  for (int i = 0; i < PUSHERS; i++) peer_join(&peers[i]);
+  UNTIL(gone(s, PUSHERS));
+  um_reactor_metrics(um_reactor_current(), &m);
+  CHECK_EQ(m.receive_queued, 0);
+  CHECK_EQ(m.send_held, 0);
+  CHECK_EQ(s->reason, 0); /* and every byte came */
+  return m.squeezed > 0 ? 0 : 1;
+}
+
+/* Each may have a megabyte, all together 64 KiB. What comes before the cancellations act is on top
+ * of it, and far from 12 MB. */
+Test(serve, a_reactor_queues_so_much_and_no_more) {
+  reactor_config = (um_reactor_config){.receive_limit = 1u << 20, .receive_total = 65536,
+                                       .buffer_count = 16, .buffer_size = 4096};
+  serve((um_tls_server_config){.handler = reads_late}, pushed_at);
+  CHECK(most_queued >= 65536);
+  CHECK(most_queued <= 65536 + (PUSHERS << 20) / 8);
+}
