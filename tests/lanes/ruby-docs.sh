@@ -40,6 +40,8 @@ covered() { document -C --dry-run >"$tmp/coverage" 2>&1 && cat "$tmp/coverage" &
 
 ok "rdoc finds nothing that is not documented" covered
 document --quiet --ri --op "$tmp/ri"
+ok "the page for those who come from uringmachine runs" \
+  "$ruby" -W0 -I "$extension" -I lib check_examples.rb "$root/docs/ruby-from-uringmachine.md"
 
 # ---- signatures ----
 
