@@ -136,11 +136,11 @@ class UM
       end
 
       def um_write_through(string)
-        taken = nil
         return if string.empty?
         taken = syswrite(string)
+        @wbuffer = "".b if string.equal?(@wbuffer)
       ensure
-        @wbuffer = taken || string.empty? ? "".b : string.byteslice(um_consumed..).b
+        @wbuffer = string.byteslice(um_consumed..).b unless taken || string.empty?
       end
 
       # Not behind a write of somebody else, who may be waiting for a peer that does not read.
