@@ -1,11 +1,14 @@
 # frozen_string_literal: true
 
 require_relative "helper"
+require_relative "bad_input_tests"
 
 # What every kind of surroundings must do alike. A class that includes this says with
 # #concurrently how two things run at once there, and with #wrap which socket it is about;
 # the peer is the same kind, or stock.
 module SocketTests
+  include BadInputTests
+
   # Runs the blocks at once and returns their results.
   def concurrently(*blocks) = threads(*blocks)
 
@@ -318,6 +321,16 @@ module SocketTests
     end
   end
 
+  # A write that fails before it began leaves nothing of an earlier one behind.
+  def test_a_write_to_a_closed_io
+    each_pair do |client, peer|
+      client.write("a long one that went well")
+      client.to_io.close
+      2.times { assert_raises(IOError) { client.write("x") } }
+      assert_equal "a long one that went well", peer.readpartial(100)
+    end
+  end
+
   # Writes with and without sync, to our socket and to a stock one.
   def test_buffered_writes
     each_pair do |client, peer|
@@ -328,6 +341,202 @@ module SocketTests
       assert_equal "a" * 10, peer.readpartial(100)
       client.write("b" * 40_000)
       assert_equal "b" * 40_000, peer.read(40_000)
+    end
+  end
+
+  # ---- waiting ----
+
+  def pause(seconds = 0.02) = @machine ? @machine.sleep(seconds) : sleep(seconds)
+
+  # What the block returned or raised.
+  def attempt
+    yield
+  rescue StandardError => e
+    e
+  end
+
+  def foreign? = self.class.name == "TestForeignScheduler"
+
+  def test_deadline
+    around do
+      client, peer = pair(deadline: 0.05)
+      assert_raises(UM::TimeoutError) { client.sysread(1) }
+      peer.write("x")
+      assert_equal "x", client.read(1)
+      late = concurrently(-> { attempt { client.gets } }, -> { attempt { client.gets } },
+                          -> { attempt { client.write("x" * (32 << 20)) } }, -> { attempt { client.write("y" * (32 << 20)) } })
+      assert_equal [UM::TimeoutError] * 4, late.map(&:class)
+      [client, peer].each { |ssl| ssl.to_io.close }
+    end
+  end
+
+  # What an interrupted write has taken is sent, once; the rest follows with the next write.
+  def test_an_interrupted_write_is_resumed
+    around do
+      client, peer = pair(deadline: 0.2)
+      data = Random.bytes(16 << 20)
+      assert_raises(UM::TimeoutError) { client.write(data) }
+      assert_operator client.consumed, :<, data.bytesize
+      sent = lambda do
+        client.write("more")
+      rescue UM::TimeoutError
+        begin
+          client.flush
+        rescue UM::TimeoutError
+          retry
+        end
+      end
+      got = concurrently(-> { read_patiently(peer, data.bytesize + 4) }, sent).first
+      assert_equal data + "more", got
+      [client, peer].each(&:close)
+    end
+  end
+
+  # However often its deadline passes.
+  def read_patiently(ssl, length)
+    got = +""
+    while got.bytesize < length
+      part = attempt { ssl.readpartial(length - got.bytesize) }
+      part.is_a?(UM::TimeoutError) ? next : got << part
+    end
+    got
+  end
+
+  def test_close_releases_those_who_wait
+    skip "another scheduler is not told of a close" if foreign?
+    %i[close io_close].each do |way|
+      each_pair do |client, peer|
+        reading = -> { attempt { client.gets } }
+        writing = -> { attempt { client.write("x" * (32 << 20)) } }
+        closing = -> { pause && (way == :close ? client.close : client.to_io.close) }
+        results = concurrently(reading, reading, writing, closing)
+        assert_equal [IOError] * 3, results[0, 3].map(&:class), results.inspect
+        assert client.closed?
+        peer.to_io.close
+      end
+    end
+  end
+
+  def test_attach
+    around do
+      [true, false].each do |sync_close|
+        near, far = tcp_pair
+        client = UM::TLS.attach(stock(near, client_context, hostname: "localhost")) unless UM::TLS.installed?
+        client ||= stock(near, client_context, hostname: "localhost")
+        client.sync_close = sync_close
+        peer = wrap(far, server_context)
+        concurrently(-> { client.connect }, -> { peer.accept })
+        client.puts("hello")
+        assert_equal "hello\n", peer.gets
+        assert_raises(ArgumentError) { UM::TLS.attach(client) }
+        assert_raises(ArgumentError) { UM::TLS.attach(peer) }
+        peer.puts("and back")
+        assert_equal "and back\n", client.gets # with the tickets: what is unread makes close a reset
+        client.close
+        assert_equal sync_close, near.closed?
+        assert_equal "", peer.read
+        [near, peer].each(&:close)
+      end
+    end
+  end
+
+  def test_readahead_when_asked_for
+    around do
+      client, peer = pair(readahead: true)
+      3.times { |i| peer.syswrite("record #{i}") }
+      pause
+      assert_equal "record 0", client.sysread(100)
+      assert_operator client.pending, :>, 0
+      assert client.wait_readable(0)
+      assert_equal ["record 1", "record 2"], [client.sysread(100), client.sysread(100)]
+      [client, peer].each(&:close)
+    end
+  end
+
+  # Everything that is not read stays in the socket.
+  def test_no_readahead_when_declined
+    around do
+      client, peer = pair(readahead: false)
+      3.times { |i| peer.syswrite("record #{i}") }
+      3.times do |i|
+        assert client.wait_readable(5)
+        assert_equal "record #{i}", client.sysread(100)
+        assert_equal 0, client.pending
+      end
+      refute client.wait_readable(0)
+      [client, peer].each(&:close)
+    end
+  end
+
+  def test_timeout_of_the_io
+    skip "no IO#timeout in Ruby #{RUBY_VERSION}" unless IO.method_defined?(:timeout=)
+    each_pair do |client, peer|
+      client.respond_to?(:timeout=) ? client.timeout = 0.05 : client.to_io.timeout = 0.05
+      assert_equal 0.05, client.to_io.timeout
+      assert_raises(IO::TimeoutError) { client.gets }
+      peer.write("late\n")
+      assert_equal "late\n", client.gets
+      client.to_io.timeout = nil
+    end
+  end
+
+  # A fiber of the caller's own, in whose block the socket is read.
+  def test_in_an_inner_fiber
+    skip "that scheduler leaves fibers by Fiber.yield" if foreign?
+    each_pair do |client, peer|
+      lines = Enumerator.new { |all| loop { all << client.gets } }
+      got = concurrently(-> { Array.new(3) { lines.next } }, -> { 3.times { |i| pause && peer.puts("line #{i}") } }).first
+      assert_equal ["line 0\n", "line 1\n", "line 2\n"], got
+      reading = lambda do
+        inner = Fiber.new { Fiber.yield(client.gets) }
+        last = inner.resume
+        [last, attempt { inner.raise(ArgumentError, "from outside") }.class]
+      end
+      assert_equal ["last\n", ArgumentError], concurrently(reading, -> { pause && peer.puts("last") }).first
+    end
+  end
+
+  def test_session
+    around do
+      client_context = self.client_context(max_version: OpenSSL::SSL::TLS1_2_VERSION)
+      server_context = self.server_context
+      session = nil
+      2.times do |round|
+        near, far = tcp_pair
+        client, peer = wrap(near, client_context, hostname: "localhost"), wrap(far, server_context)
+        client.session = session if session
+        concurrently(-> { client.connect }, -> { peer.accept })
+        assert_equal round == 1, client.session_reused?
+        session = client.session
+        assert_instance_of OpenSSL::SSL::Session, session
+        assert_match(/BEGIN SSL SESSION/, session.to_pem)
+        assert_instance_of OpenSSL::SSL::Session, peer.session
+        [client, peer].each(&:close)
+      end
+    end
+  end
+
+  def test_nonblocking_accept
+    around do
+      near, far = tcp_pair
+      server = wrap(far, server_context)
+      client = stock(near, client_context, hostname: "localhost")
+      assert_equal :wait_readable, server.accept_nonblock(exception: false)
+      assert_raises(OpenSSL::SSL::SSLErrorWaitReadable) { server.accept_nonblock }
+      steps = [-> { server.accept_nonblock(exception: false) }, -> { client.connect_nonblock(exception: false) }]
+      1000.times { steps.reject! { |step| !step.call.is_a?(Symbol) } }
+      assert_empty steps
+      [client, server].each(&:close)
+    end
+  end
+
+  def test_many_strings_in_one_write
+    each_pair do |client, peer|
+      strings = Array.new(100) { |i| i.to_s * (i * 10) }
+      written, got = concurrently(-> { client.write(*strings) }, -> { peer.read(strings.sum(&:bytesize)) })
+      assert_equal strings.sum(&:bytesize), written
+      assert_equal strings.join, got
+      assert_equal 0, client.write
     end
   end
 end

@@ -40,15 +40,6 @@ class TestThreads < TLSTest
     [client, peer].each(&:close)
   end
 
-  def test_deadline
-    client, peer = pair(deadline: 0.05)
-    assert_raises(UM::TimeoutError) { client.sysread(1) }
-    peer.write("x")
-    assert_equal "x", client.read(1)
-    assert_raises(UM::TimeoutError) { client.write(Random.bytes(64 << 20)) }
-    [client, peer].each { |ssl| ssl.to_io.close }
-  end
-
   def test_close_from_another_thread
     client, peer = pair
     reader = Thread.new { client.read(1) }
@@ -83,18 +74,6 @@ class TestThreads < TLSTest
     [client, peer].each(&:close)
   end
 
-  def test_attach
-    near, far = tcp_pair
-    peer = stock(far, server_context)
-    client = UM::TLS.attach(stock(near, client_context, hostname: "localhost"))
-    concurrently(-> { client.connect }, -> { peer.accept })
-    client.puts("hello")
-    assert_equal "hello\n", peer.gets
-    assert_raises(ArgumentError) { UM::TLS.attach(client) }
-    assert_raises(ArgumentError) { UM::TLS.attach(peer) }
-    [client, peer].each(&:close)
-  end
-
   def test_bad_arguments
     near, far = tcp_pair
     assert_raises(TypeError) { UM::TLS.wrap("no socket", client_context) }
@@ -106,18 +85,6 @@ class TestThreads < TLSTest
     error = assert_raises(OpenSSL::SSL::SSLError) { UM::TLS.wrap(near, client_context).sysread(1) }
     assert_equal "SSL session is not started yet", error.message
     near.close
-  end
-
-  def test_readahead_is_told_by_pending
-    client, peer = pair(readahead: true)
-    3.times { |i| peer.syswrite("record #{i}") }
-    sleep 0.05
-    assert_equal "record 0", client.sysread(100)
-    assert_operator client.pending, :>, 0
-    assert client.wait_readable(0)
-    assert_equal "record 1", client.sysread(100)
-    assert_equal "record 2", client.sysread(100)
-    [client, peer].each(&:close)
   end
 
   def test_server

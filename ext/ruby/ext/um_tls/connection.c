@@ -28,12 +28,13 @@
 typedef struct connection {
   BIO *bio;              /* our reference */
   SSL *ssl;              /* the SSLSocket's: valid while that calls us */
-  VALUE io;
+  VALUE self, io;
   VALUE writer;          /* the fiber whose write it is, or nil */
   um_turn writers, fills, flushes;
   bool filling, flushing;
   um_task *filler, *flusher; /* when on a ring: to be let go when the IO is closed */
   bool closing;
+  bool watched;          /* its IO has our close */
   bool inside;           /* a Ruby callback may switch while SSL_* is on the stack */
   bool started;          /* connect or accept was called */
   bool ended;            /* the BIO knows how receiving ended */
@@ -50,7 +51,7 @@ typedef struct connection {
 } connection;
 
 static ID id_connection, id_callback_state, id_stock_read, id_stock_write, id_exception;
-static VALUE connection_class;
+static VALUE connection_class, watched_module;
 /* What changed with version 3.3 of the gem: read and write re-raise what callbacks
  * raised, and a read that fails leaves the caller's buffer alone. */
 static bool gem_3_3;
@@ -62,6 +63,7 @@ static VALUE truth(bool value) { return value ? Qtrue : Qfalse; }
 
 static void connection_mark(void *data) {
   connection *c = data;
+  rb_gc_mark(c->self); /* we refer to it: it must not be moved */
   rb_gc_mark(c->io);
   rb_gc_mark(c->writer);
   um_turn_mark(&c->writers);
@@ -245,9 +247,14 @@ static ssize_t try_send(connection *c, int fd, const void *data, size_t length) 
   return try_send(c, fd, data, length);
 }
 
+/* Of a handshake that the peer reset, the send got the error and the receive finds an end. */
+static int why_ended(const connection *c) {
+  return c->ssl && SSL_in_init(c->ssl) ? c->send_error : 0;
+}
+
 static void received(connection *c, const void *data, ssize_t count) {
   if (count > 0) feed(c, data, (size_t)count);
-  else if (count == 0) feed_end(c, 0);
+  else if (count == 0) feed_end(c, why_ended(c));
   else if (count != -EAGAIN) feed_end(c, (int)count);
 }
 
@@ -280,6 +287,15 @@ static bool try_fill(connection *c) {
   ssize_t count = try_receive(c, descriptor(c), buffer, wanted(c, sizeof buffer));
   received(c, buffer, count);
   return count != -EAGAIN;
+}
+
+/* Ruby does not know of a fiber that waits in a ring, and closing does not end what the
+ * kernel has been given: so IO#close of a connection that ever waited there lets go first. */
+static void watch_io(connection *c) {
+  if (c->watched || OBJ_FROZEN(c->io)) return;
+  rb_ivar_set(c->io, id_connection, c->self);
+  rb_extend_object(c->io, watched_module);
+  c->watched = true;
 }
 
 /* ---- filling ---- */
@@ -342,6 +358,7 @@ static void fill(connection *c, um_time deadline) {
     return;
   }
   transfer t = {.c = c, .deadline = deadline};
+  if (um_on_ring()) watch_io(c);
   c->filling = true;
   c->filler = um_here();
   rb_ensure(fill_once, (VALUE)&t, fill_done, (VALUE)&t);
@@ -395,6 +412,7 @@ static void flush(connection *c, um_time deadline) {
     }
     transfer t = {.c = c, .deadline = deadline};
     if (c->closing) closed_meanwhile();
+    if (um_on_ring()) watch_io(c);
     c->flushing = true;
     c->flusher = um_here();
     rb_ensure(flush_all, (VALUE)&t, flush_done, (VALUE)&t);
@@ -670,6 +688,7 @@ static VALUE tls_syswrite_nonblock(int argc, VALUE *argv, VALUE self) {
 static VALUE tls_writing(VALUE self) {
   connection *c = get(self);
   if (!lock_writer(c, call_deadline(c))) return rb_yield(Qnil);
+  c->consumed = 0; /* also if the write fails before it begins */
   return rb_ensure(rb_yield, Qnil, unlock_writer, (VALUE)c);
 }
 
@@ -691,6 +710,7 @@ static VALUE tls_attach(VALUE self, VALUE readahead, VALUE deadline) {
   double seconds = NIL_P(deadline) ? 0 : NUM2DBL(deadline);
   connection *c;
   VALUE object = TypedData_Make_Struct(connection_class, connection, &connection_type, c);
+  c->self = object;
   c->io = rb_attr_get(self, rb_intern("@io"));
   c->writer = Qnil;
   c->readahead = NIL_P(readahead) ? -1 : RTEST(readahead);
@@ -728,6 +748,7 @@ static VALUE step_done(VALUE argument) {
 /* One SSL_connect or SSL_accept, with the gem's own bookkeeping and errors. */
 static VALUE tls_step(VALUE self, VALUE method) {
   step_call call = {.c = get(self), .socket = self, .method = SYM2ID(method)};
+  call.c->ssl = ssl_of(self);
   call.c->started = true;
   enter_ssl(call.c);
   return rb_ensure(call_step, (VALUE)&call, step_done, (VALUE)&call);
@@ -770,6 +791,19 @@ static VALUE tls_consumed(VALUE self) { return SIZET2NUM(get(self)->consumed); }
 /* Bytes received and not yet looked at by OpenSSL. */
 static VALUE tls_buffered(VALUE self) { return SIZET2NUM(BIO_ctrl_pending(get(self)->bio)); }
 
+/* session: as stock; whose Session.new takes an SSLSocket, but none of a class that inherits from it. */
+static VALUE tls_session(VALUE self) {
+  if (!find(self)) return rb_call_super(0, NULL);
+  SSL *ssl = ssl_of(self);
+  if (!SSL_get_session(ssl)) return Qnil;
+  VALUE session = rb_obj_alloc(rb_path2class("OpenSSL::SSL::Session"));
+  if (!RTYPEDDATA_P(session) ||
+      strcmp(RTYPEDDATA_TYPE(session)->wrap_struct_name, "OpenSSL/SSL/Session"))
+    return rb_call_super(0, NULL);
+  DATA_PTR(session) = SSL_get1_session(ssl);
+  return session;
+}
+
 /* Sends close_notify as far as that goes without waiting, like the stock method. */
 static VALUE tls_stop(VALUE self) {
   connection *c = find(self);
@@ -790,15 +824,25 @@ static VALUE tls_writing_elsewhere_p(VALUE self) {
 /* Lets those go who wait in a ring for the descriptor that is about to be closed, and
  * waits until the kernel is through with it: its number may be reused at once. Those
  * who wait elsewhere are Ruby's own business. */
-static VALUE tls_release(VALUE self) {
-  connection *c = get(self);
+static void release(connection *c) {
   um_task *here = um_here();
   c->closing = true;
   if (c->filler && c->filler != here) um_interrupt_anywhere(c->filler, closed_error());
   if (c->flusher && c->flusher != here) um_interrupt_anywhere(c->flusher, closed_error());
   while (c->filler && c->filler != here) um_turn_wait(&c->fills, UM_FOREVER);
   while (c->flusher && c->flusher != here) um_turn_wait(&c->flushes, UM_FOREVER);
+}
+
+static VALUE tls_release(VALUE self) {
+  release(get(self));
   return Qnil;
+}
+
+/* close: the same when not the SSLSocket but its IO is closed. */
+static VALUE watched_io_close(VALUE io) {
+  VALUE object = rb_attr_get(io, id_connection);
+  if (!NIL_P(object)) release(rb_check_typeddata(object, &connection_type));
+  return rb_call_super(0, NULL);
 }
 
 void um_init_connection(VALUE tls) {
@@ -817,6 +861,8 @@ void um_init_connection(VALUE tls) {
    * The library's side of a socket; private. */
   connection_class = rb_define_class_under(tls, "Connection", rb_cObject);
   rb_undef_alloc_func(connection_class);
+  watched_module = rb_define_module_under(tls, "WatchedIO");
+  rb_define_method(watched_module, "close", watched_io_close, 0);
 #if 0 /* for RDoc, which looks at one file at a time */
   um_cUM = rb_define_class("UM", rb_cObject);
   tls = rb_define_module_under(um_cUM, "TLS");
@@ -827,6 +873,7 @@ void um_init_connection(VALUE tls) {
   rb_define_private_method(methods, "sysread_nonblock", tls_sysread_nonblock, -1);
   rb_define_private_method(methods, "syswrite_nonblock", tls_syswrite_nonblock, -1);
   rb_define_private_method(methods, "stop", tls_stop, 0);
+  rb_define_method(methods, "session", tls_session, 0);
   rb_define_singleton_method(tls, "defaults", tls_defaults, 1);
   rb_define_singleton_method(tls, "installed?", installed_p, 0);
   rb_define_private_method(rb_singleton_class(tls), "installed=", set_installed, 1);

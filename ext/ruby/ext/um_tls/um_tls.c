@@ -11,30 +11,36 @@ void um_raise(int code) {
   rb_raise(um_eError, "%s", um_strerror(code));
 }
 
-/* The file in which the gem's extension found SSL_new. */
-static const char *gems_libssl(void) {
+/* Where the gem's extension has SSL_new from. False when that cannot be told: the gem
+ * has a libssl inside, whose symbols nobody sees. */
+static bool find_gems_libssl(Dl_info *info) {
   VALUE features = rb_gv_get("$LOADED_FEATURES");
   for (long i = 0; i < RARRAY_LEN(features); i++) {
     VALUE feature = rb_ary_entry(features, i);
     const char *path = StringValueCStr(feature), *name = strrchr(path, '/');
     if (!name || strcmp(name, "/openssl.so")) continue;
     void *library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
-    Dl_info info;
     void *symbol = library ? dlsym(library, "SSL_new") : NULL;
     if (library) dlclose(library);
-    if (symbol && dladdr(symbol, &info)) return info.dli_fname;
+    if (symbol && dladdr(symbol, info)) return true;
   }
-  return NULL;
+  return false;
 }
 
+/* Two copies of libssl can be in a process. An SSL of one must not reach the other, not
+ * even if both are of the same version. */
 static void check_libssl(void) {
-  Dl_info ours;
-  const char *theirs = gems_libssl();
-  if (!theirs || !dladdr((void *)(uintptr_t)SSL_new, &ours) || !strcmp(theirs, ours.dli_fname)) return;
+  Dl_info ours, theirs;
+  if (!dladdr((void *)(uintptr_t)SSL_new, &ours)) ours = (Dl_info){.dli_fname = "a libssl"};
+  bool found = find_gems_libssl(&theirs);
+  VALUE version = rb_const_get(rb_path2class("OpenSSL"), rb_intern("OPENSSL_LIBRARY_VERSION"));
+  if (found && ours.dli_fbase && theirs.dli_fbase == ours.dli_fbase) return;
   rb_raise(rb_eLoadError,
-           "um-tls is linked with %s and the openssl gem with %s: an SSL of one cannot be used by "
-           "the other. Rebuild um-tls (gem pristine um-tls) against the gem's OpenSSL.",
-           ours.dli_fname, theirs);
+           "um-tls is linked with %s (%s) and the openssl gem with %s (%s): an SSL of one cannot be "
+           "used by the other. Rebuild um-tls against the gem's OpenSSL (gem pristine um-tls).",
+           ours.dli_fname, OpenSSL_version(OPENSSL_VERSION),
+           found ? theirs.dli_fname : "one of its own",
+           StringValueCStr(version));
 }
 
 static VALUE make_timeout_error(void) {

@@ -19,7 +19,7 @@ class UM
   #   puts ssl.read
   #   ssl.close
   module TLS
-    private_constant :Connection
+    private_constant :Connection, :WatchedIO
 
     class << self
       # A Socket on +io+, not yet connected or accepted.
