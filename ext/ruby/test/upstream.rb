@@ -19,15 +19,16 @@ class Upstream
   # In every process the tests start as well. What it counts shows that the sockets were ours.
   PRELOAD = <<~'RUBY'
     require "um/tls"
+    $um_attached = 0
     UM::TLS::Methods.prepend(Module.new do
       private def um_attach(...)
-        $um_attached = $um_attached.to_i + 1
+        $um_attached += 1
         super
       end
     end)
     UM::TLS.install
     pid = $$
-    at_exit { File.write(ENV["UM_COUNTS"], "#{$um_attached.to_i}\n", mode: "a") if $$ == pid }
+    at_exit { File.write(ENV["UM_COUNTS"], "#{$um_attached}\n", mode: "a") if $$ == pid }
   RUBY
 
   def initialize(build, source)
