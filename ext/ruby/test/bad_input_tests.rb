@@ -110,7 +110,7 @@ module BadInputTests
     "closed, then flush" => ->(ssl, _) { [ssl.close, ssl.flush.equal?(ssl)] },
     "closed twice" => ->(ssl, _) { [ssl.close, ssl.close, ssl.closed?] },
     "closed, then sysclose" => ->(ssl, _) { [ssl.close, ssl.sysclose] },
-    "closed, then connect" => ->(ssl, _) { [ssl.close, ssl.connect] },
+    "closed, then connect" => ->(ssl, _) { [ssl.close, ssl.connect.equal?(ssl)] },
     "closed, then asked" => ->(ssl, _) { [ssl.close, ssl.pending, ssl.cipher[0], ssl.peer_cert.class, ssl.state] },
     "without sync_close" => ->(ssl, _) { [ssl.sync_close = false, ssl.close, ssl.closed?, ssl.to_io.close] },
     "its IO closed, then sysread" => ->(ssl, _) { [ssl.to_io.close, ssl.sysread(1)] },
@@ -124,6 +124,10 @@ module BadInputTests
     # Stock forgets the reset and calls it a truncation.
     "reset, then read twice" => [Errno::ECONNRESET, "Connection reset by peer"]
   }.freeze
+
+  # What the gem's versions 3.2 and 3.3 ask the kernel with a number that may be another file's by
+  # then, others and ours answer themselves.
+  CLOSED = [IOError, "closed stream"].freeze
 
   # Called by the cases above.
   class << self
@@ -146,7 +150,8 @@ module BadInputTests
     rescue NoMethodError
       [NoMethodError] # its message shows the source
     rescue StandardError => e
-      [e.class, e.message.gsub(/\d+\.\d+\.\d+\.\d+:\d+/, "ADDRESS").sub(/peeraddr=\S+/, "peeraddr=ADDRESS")]
+      [e.class, e.message.gsub(/\d+\.\d+\.\d+\.\d+:\d+/, "ADDRESS").sub(/peeraddr=\S+/, "peeraddr=ADDRESS")
+                .sub(/: \(null\).*/, "")] # what the thread's queue of errors still had of another call
     end
   end
 
@@ -196,6 +201,7 @@ module BadInputTests
   def compare(cases, &attempt)
     stock = outcomes(cases, stock_maker, :threads, &attempt)
     ours = around { outcomes(cases, UM::TLS::Socket, :concurrently, &attempt) }
+    stock.transform_values! { |outcome| outcome[0] == Errno::EBADF ? CLOSED : outcome }
     different = cases.keys.reject { |name| DIFFERENT.fetch(name, stock[name]) == ours[name] }
     report = different.map { |name| "#{name}:\n  stock: #{stock[name].inspect}\n  ours:  #{ours[name].inspect}" }
     assert_empty different, report.join("\n")

@@ -146,7 +146,10 @@ static VALUE closed_error(void) {
   return rb_exc_new_cstr(rb_eIOError, "stream closed in another thread");
 }
 
-static void closed_meanwhile(void) { rb_exc_raise(closed_error()); }
+static void closed_meanwhile(const connection *c) {
+  descriptor(c); /* raises, once it is closed */
+  rb_exc_raise(closed_error());
+}
 
 static void timed_out(void) { rb_raise(um_eTimeout, "the TLS connection's deadline passed"); }
 
@@ -352,7 +355,7 @@ static VALUE fill_done(VALUE argument) {
 /* Waits for ciphertext; on return SSL is worth another try. */
 static void fill(connection *c, um_time deadline) {
   if (c->ended) return;
-  if (c->closing) closed_meanwhile();
+  if (c->closing) closed_meanwhile(c);
   if (c->filling) {
     if (!um_turn_wait(&c->fills, deadline)) timed_out();
     return;
@@ -411,7 +414,7 @@ static void flush(connection *c, um_time deadline) {
       continue;
     }
     transfer t = {.c = c, .deadline = deadline};
-    if (c->closing) closed_meanwhile();
+    if (c->closing) closed_meanwhile(c);
     if (um_on_ring()) watch_io(c);
     c->flushing = true;
     c->flusher = um_here();
