@@ -399,6 +399,8 @@ void um__bio_budget(BIO *bio, unsigned reads) {
   b->budget_spent = false;
 }
 
+void um__bio_use(BIO *bio, um_conn *conn) { state(bio)->conn = conn; }
+
 bool um__bio_budget_spent(BIO *bio) { return state(bio)->budget_spent; }
 
 int BIO_uring_feed(BIO *bio, const void *data, size_t length) {

@@ -14,5 +14,7 @@ BIO *um__bio_new(um_conn *conn);
 void um__bio_budget(BIO *bio, unsigned reads);
 /* Whether it said so because of that, with bytes still queued. */
 bool um__bio_budget_spent(BIO *bio);
+/* Makes it copy from and to another connection from now on. */
+void um__bio_use(BIO *bio, um_conn *conn);
 
 #endif

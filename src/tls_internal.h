@@ -8,9 +8,11 @@
 
 #include <bio_uring/tls.h>
 
+typedef struct um_offload um_offload;
+
 struct um_tls {
   um_conn conn;
-  SSL *ssl;              /* NULL on a server until the first byte came */
+  SSL *ssl;              /* NULL on a server until the first byte came, and while a worker has it */
   SSL_CTX *ctx;
   BIO *bio;              /* ssl's */
   um_reactor *reactor;
@@ -20,6 +22,10 @@ struct um_tls {
   bool server, shaken, notified; /* notified: close_notify was sent */
   bool shaking;          /* a fiber shakes hands; others wait in `shakers` */
   um_waitq shakers;
+  um_offload *offload;   /* a step of the handshake is out on a worker */
+  bool step_taken;       /* it came back, with this */
+  int step_result;
+  void (*step_ended)(struct um_tls *tls); /* called then, or NULL */
   bool awaited;          /* a fiber waits for ciphertext; others wait in `input` for it */
   um_waitq input;
   bool reading;          /* a fiber is in a reading call */
@@ -37,6 +43,8 @@ struct um_tls {
 
 /* Internal result: OpenSSL wants more ciphertext. */
 #define UM_WANT_INPUT (-EAGAIN)
+/* Internal result: a worker computes; nothing can be done before it has. */
+#define UM_OFFLOADED (-EINPROGRESS)
 
 /* Entry and exit of every public call that may wait. */
 int um__tls_enter(um_tls *tls);
@@ -48,6 +56,27 @@ int um__tls_fail(um_tls *tls, int code, const char *what);
  * close_notify, UM_WANT_INPUT, or an error, explained in `message`. */
 typedef int (*um_ssl_function)(SSL *ssl, void *buffer, size_t length, size_t *done);
 int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done);
+
+/* The same in two parts, of which the first may run on any thread. */
+typedef struct um_ssl_call {
+  SSL *ssl;
+  um_ssl_function function;
+  void *buffer;
+  size_t length, done;
+  int result, error;
+  unsigned long reason;
+} um_ssl_call;
+void um__ssl_run(void *call);
+int um__ssl_judge(um_tls *tls, const um_ssl_call *call);
+
+/* ---- handshakes on workers (tls_offload.c) ---- */
+bool um__offload_wanted(int policy, const SSL_CTX *ctx, uint64_t in_flight);
+/* False when it is to be done here and now. */
+bool um__offload_step(um_tls *tls, um_ssl_function function);
+/* What is out is thrown away when it comes back. */
+void um__offload_orphan(um_tls *tls);
+/* The callback of um_tls_ctx_keylog(), which any thread may call. */
+void um__keylog_line(const SSL *ssl, const char *secret);
 
 /* Gets the call after UM_WANT_INPUT: waits for ciphertext or for its turn. */
 int um__tls_wait_input(um_tls *tls, um_time deadline);

@@ -1,5 +1,6 @@
 /* SSLKEYLOGFILE, off unless asked for. The context owns the descriptor. */
 #include "error.h"
+#include "tls_internal.h"
 
 #include <bio_uring/tls.h>
 
@@ -21,7 +22,7 @@ static void close_with_ctx(void *parent, void *data, CRYPTO_EX_DATA *all, int in
 static void take_slot(void) { slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, close_with_ctx); }
 
 /* One write(2) to a file opened to append: lines of several processes do not mix. */
-static void log_line(const SSL *ssl, const char *secret) {
+void um__keylog_line(const SSL *ssl, const char *secret) {
   void *data = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), slot);
   char line[512];
   int length = snprintf(line, sizeof line, "%s\n", secret);
@@ -46,6 +47,6 @@ int um_tls_ctx_keylog(SSL_CTX *ctx, const char *file, um_error *error) {
     return um__fail(error, -ENOMEM, "no memory for the key log %s", file);
   }
   if (old) close((int)(intptr_t)old - 1);
-  SSL_CTX_set_keylog_callback(ctx, log_line);
+  SSL_CTX_set_keylog_callback(ctx, um__keylog_line);
   return 1;
 }

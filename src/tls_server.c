@@ -26,6 +26,8 @@ typedef struct served {
   struct um_timer timer; /* while parked: handshake or idle deadline */
   bool busy;             /* a fiber is on it */
   bool expired;
+  bool shaking;          /* its handshake is in flight, on a worker at times */
+  bool offloaded;
   bool retrying;         /* its timer is for another try, without memory for the first */
   bool sated;            /* the handler has seen all there is and wants more */
   LIST_ENTRY(served) link;
@@ -56,6 +58,8 @@ static void start(served *s);
 
 static void served_readable(um_conn *conn) { start(conn->owner); }
 
+static void step_ended(um_tls *tls) { start(tls->conn.owner); }
+
 static um_time park_deadline(const served *s) {
   unsigned idle = s->listener->config.idle_timeout_ms;
   if (!s->tls->shaken) return s->handshake_deadline;
@@ -71,8 +75,9 @@ static void park(served *s) {
   um_conn *conn = &s->tls->conn;
   s->busy = false;
   s->listener->stats.parked++;
-  conn->readable = served_readable;
   um__timer_set(s->listener->reactor, &s->timer, park_deadline(s));
+  if (s->tls->offload) return; /* what comes meanwhile waits: step_ended() goes on */
+  conn->readable = served_readable;
   if (um__conn_arm(conn) < 0) retry_later(s);
 }
 
@@ -92,8 +97,14 @@ static void served_timeout(struct um_timer *timer) {
 
 /* ---- a connection's fiber ---- */
 
+static void shaken(served *s) {
+  if (s->shaking) s->listener->stats.shaking--;
+  s->shaking = false;
+}
+
 static void served_free(served *s) {
   um_tls_listener *l = s->listener;
+  shaken(s);
   LIST_REMOVE(s, link);
   um__peers_leave(&l->peers, s->peer);
   um__timer_remove(l->reactor, &s->timer);
@@ -122,7 +133,7 @@ static void end(served *s, int reason) {
 /* No SSL before the complete ClientHello is there: `sated` until more of it comes. */
 static int look_at_hello(served *s) {
   um_tls *tls = s->tls;
-  if (tls->ssl) return 1;
+  if (tls->ssl || tls->offload) return 1;
   size_t limit = s->listener->config.hello_limit, queue = tls->reactor->config.receive_limit;
   int result = um__hello_look(&s->hello, &tls->conn, limit < queue ? limit : queue);
   s->sated = result == -EAGAIN;
@@ -130,12 +141,33 @@ static int look_at_hello(served *s) {
   return s->sated ? UM_WANT_INPUT : result;
 }
 
+/* With its first step a handshake is in flight. */
+static int handshake_step(served *s) {
+  um_tls *tls = s->tls;
+  um_tls_listener *l = s->listener;
+  if (!s->shaking) {
+    s->shaking = true;
+    l->stats.shaking++;
+    bool offload = um__offload_wanted(l->config.offload, tls->ctx, l->stats.shaking);
+    if (offload) tls->flags |= UM_TLS_OFFLOAD;
+  }
+  int result = um__tls_handshake_step(tls);
+  if (result == UM_OFFLOADED && !s->offloaded) {
+    s->offloaded = true;
+    l->stats.offloaded++;
+  }
+  return result;
+}
+
 static int finish_handshake(served *s) {
   um_tls *tls = s->tls;
   if (tls->shaken) return 1;
   int result = look_at_hello(s);
-  if (result > 0) result = um__tls_handshake_step(tls);
-  if (result > 0) s->listener->stats.handshakes++;
+  if (result > 0) result = handshake_step(s);
+  if (result > 0) {
+    s->listener->stats.handshakes++;
+    shaken(s);
+  }
   size_t used = tls->conn.arrived - tls->conn.received;
   if (result != UM_WANT_INPUT || used <= s->listener->config.handshake_limit) return result;
   return um__tls_fail(tls, UM_ETOOLONG, "more handshake than it may send");
@@ -205,7 +237,7 @@ static int serve(void *argument) {
     result = advance(s);
     if (result == UM_WANT_INPUT && more_input(s)) result = UM_TLS_PARK;
   }
-  if (result != UM_WANT_INPUT) end(s, result);
+  if (result != UM_WANT_INPUT && result != UM_OFFLOADED) end(s, result);
   else if (s->expired) end(s, give_up(s));
   else if (l->stopping) end(s, s->tls->shaken ? 0 : UM_ECLOSED);
   else park(s);
@@ -256,6 +288,8 @@ static served *served_new(um_tls_listener *l, int fd) {
     um__free(s);
     return NULL;
   }
+  s->tls->flags = l->config.flags & UM_TLS_THREADSAFE_CALLBACKS;
+  s->tls->step_ended = step_ended;
   s->tls->flood_limit = l->config.max_floods;
   s->listener = l;
   s->timer = (struct um_timer){.deadline = UM_FOREVER, .fire = served_timeout};

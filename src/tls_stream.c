@@ -25,19 +25,10 @@
 #define BUDGET 32
 #define HANDSHAKE_BUDGET 512
 
-typedef struct ssl_call {
-  um_tls *tls;
-  um_ssl_function function;
-  void *buffer;
-  size_t length, done;
-  int result, error;
-  unsigned long reason;
-} ssl_call;
-
 /* One unit: nothing else may run between clearing the queue and reading it. */
-static void run_call(void *argument) {
-  ssl_call *call = argument;
-  SSL *ssl = call->tls->ssl;
+void um__ssl_run(void *argument) {
+  um_ssl_call *call = argument;
+  SSL *ssl = call->ssl;
   if (ERR_peek_error()) ERR_clear_error();
   call->result = call->function(ssl, call->buffer, call->length, &call->done);
   call->error = call->result > 0 ? SSL_ERROR_NONE : SSL_get_error(ssl, call->result);
@@ -101,12 +92,8 @@ static int explain_protocol(um_tls *tls, unsigned long reason) {
   return um__tls_fail(tls, UM_ETLS, what);
 }
 
-int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
-  ssl_call call = {.tls = tls, .function = function, .buffer = buffer, .length = length};
-  um__bio_budget(tls->bio, tls->shaken ? BUDGET : HANDSHAKE_BUDGET);
-  on_shared_stack(tls->reactor, run_call, &call);
-  if (done) *done = call.done;
-  switch (call.error) {
+int um__ssl_judge(um_tls *tls, const um_ssl_call *call) {
+  switch (call->error) {
     case SSL_ERROR_NONE:
       return 1;
     case SSL_ERROR_ZERO_RETURN:
@@ -116,10 +103,18 @@ int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t len
     case SSL_ERROR_WANT_X509_LOOKUP:
       return UM_WANT_INPUT;
     case SSL_ERROR_SYSCALL:
-      return call.reason ? explain_protocol(tls, call.reason) : explain_transport(tls);
+      return call->reason ? explain_protocol(tls, call->reason) : explain_transport(tls);
     default:
-      return explain_protocol(tls, call.reason);
+      return explain_protocol(tls, call->reason);
   }
+}
+
+int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
+  um_ssl_call call = {.ssl = tls->ssl, .function = function, .buffer = buffer, .length = length};
+  um__bio_budget(tls->bio, tls->shaken ? BUDGET : HANDSHAKE_BUDGET);
+  on_shared_stack(tls->reactor, um__ssl_run, &call);
+  if (done) *done = call.done;
+  return um__ssl_judge(tls, &call);
 }
 
 /* Answers to the peer's own messages (KeyUpdate) are not writers' output and have no
@@ -214,14 +209,33 @@ static void shaken(um_tls *tls) {
           SSL_get_cipher_name(tls->ssl), SSL_session_reused(tls->ssl) ? ", resumed" : "");
 }
 
-int um__tls_handshake_step(um_tls *tls) {
-  if (tls->shaken) return 1;
-  if (tls->failed) return tls->failed;
+/* Here, or on a worker, whose result the next call returns. */
+static int compute_step(um_tls *tls) {
+  if (tls->step_taken) {
+    tls->step_taken = false;
+    return tls->step_result;
+  }
   int result = tls->ssl ? 0 : um__tls_make_ssl(tls, NULL);
   if (result < 0) return result;
-  result = um__ssl_call(tls, do_handshake, NULL, 0, NULL);
+  um__bio_budget(tls->bio, HANDSHAKE_BUDGET);
+  if (um__offload_step(tls, do_handshake)) return UM_OFFLOADED;
+  return um__ssl_call(tls, do_handshake, NULL, 0, NULL);
+}
+
+int um__tls_handshake_step(um_tls *tls) {
+  if (tls->shaken) return 1;
+  if (tls->offload) return UM_OFFLOADED;
+  if (tls->failed) return tls->failed;
+  int result = compute_step(tls);
   if (result > 0) shaken(tls);
   return result == 0 ? um__tls_fail(tls, UM_ETRUNCATED, "closed during the handshake") : result;
+}
+
+static int wait_step(um_tls *tls, int why, um_time deadline) {
+  if (why == UM_WANT_INPUT) return um__tls_wait_input(tls, deadline);
+  um__waits_for(tls->reactor, "handshake", tls->conn.fd);
+  int result = um__waitq_wait(&tls->input, deadline);
+  return result == 0 && tls->conn.closing ? UM_ECLOSED : result;
 }
 
 /* Reader and writer may both find it undone: the first does it. Not under the write
@@ -234,8 +248,8 @@ int um__tls_handshake(um_tls *tls, um_time deadline) {
   }
   if (tls->shaken) return 0;
   tls->shaking = true;
-  while ((result = um__tls_handshake_step(tls)) == UM_WANT_INPUT)
-    if ((result = um__tls_wait_input(tls, deadline)) < 0) break;
+  while ((result = um__tls_handshake_step(tls)) == UM_WANT_INPUT || result == UM_OFFLOADED)
+    if ((result = wait_step(tls, result, deadline)) < 0) break;
   tls->shaking = false;
   um__waitq_wake_all(&tls->shakers);
   return result < 0 ? result : 0;
@@ -341,6 +355,7 @@ int um__tls_new(um_tls **out, um_reactor *r, int fd, SSL_CTX *ctx, const um_tls_
 }
 
 void um__tls_free(um_tls *tls) {
+  um__offload_orphan(tls);
   um__conn_discard_received(&tls->conn);
   um__conn_discard_output(&tls->conn);
   SSL_free(tls->ssl);

@@ -73,6 +73,15 @@ UM_API int um_tls_ctx_tickets(SSL_CTX *ctx, um_ticket_keys *keys);
 
 #define UM_TLS_INSECURE 0x1u   /* client: accept any certificate and any name */
 #define UM_TLS_KEEP_FD 0x2u    /* closing leaves the descriptor open */
+/* Computes the handshake on a worker thread (see um_tls_server_config.offload); meanwhile
+ * only this stream's fibers wait and um_tls_ssl() is NULL. Callbacks of the SSL and its
+ * context are called on that thread: with those that OpenSSL tells of (verify, info, client
+ * certificate, session, status, and key log but for um_tls_ctx_keylog()) nothing is offloaded
+ * unless UM_TLS_THREADSAFE_CALLBACKS says that they may be. OpenSSL does not tell of ALPN, SNI,
+ * ClientHello, certificate, PSK, ticket, cookie and message callbacks: asking for offload says
+ * that those may be called on any thread. */
+#define UM_TLS_OFFLOAD 0x8u
+#define UM_TLS_THREADSAFE_CALLBACKS 0x10u
 
 /* Appends the secrets of this context's connections to `file` (created for its owner
  * only), in the format of NSS and Wireshark: whoever reads it can decrypt what was
@@ -173,7 +182,8 @@ UM_API int um_tls_unwrap(um_tls *tls, void **leftover, size_t *leftover_length, 
 /* ---- looking ---- */
 
 /* For asking questions (cipher, version, certificates); never for SSL_read(),
- * SSL_write() or the like. NULL on a served connection before its first byte. */
+ * SSL_write() or the like. NULL on a served connection before its first byte, and while a
+ * worker has its handshake (UM_TLS_OFFLOAD). */
 UM_API SSL *um_tls_ssl(um_tls *tls);
 /* The socket. Still the stream's. */
 UM_API int um_tls_fd(const um_tls *tls);
@@ -209,7 +219,7 @@ typedef struct um_tls_server_config {
   unsigned handshake_timeout_ms;   /* 0 = 10,000 */
   unsigned idle_timeout_ms;        /* parked without a byte; 0 = 60,000; UINT_MAX = never */
   unsigned max_connections;        /* accepting stops there, resumes below; 0 = 100,000 */
-  unsigned flags;                  /* UM_TLS_GREET */
+  unsigned flags;                  /* UM_TLS_GREET, UM_TLS_THREADSAFE_CALLBACKS */
   unsigned max_per_address;        /* of those, from one IPv4 address or one IPv6 /64; more are
                                       closed at once; 0 = no limit */
   unsigned hello_limit;            /* bytes of a ClientHello, with the headers of its records, at
@@ -222,7 +232,19 @@ typedef struct um_tls_server_config {
                                       data (KeyUpdate, renegotiation), 16 of them each, or it ends
                                       with UM_ETOOLONG; 0 = any number: they never cost others
                                       more than a turn */
+  int offload;                     /* which handshakes are computed on worker threads, at most one
+                                      a processor, at nice +10, so that a storm of handshakes does
+                                      not hold up connections that are established: UM_TLS_OFFLOAD_*,
+                                      or above n > 0 handshakes in flight; see UM_TLS_OFFLOAD about
+                                      callbacks. What workers allocate stays in malloc arenas of
+                                      theirs (glibc) */
 } um_tls_server_config;
+enum {
+  UM_TLS_OFFLOAD_NEVER = 0,
+  UM_TLS_OFFLOAD_ALWAYS = -1,
+  UM_TLS_OFFLOAD_AUTO = -2,        /* keys slower than P-256 and Ed25519 (RSA, say), and others
+                                      above 32 handshakes in flight */
+};
 /* Start the handler right after the handshake, without waiting for data: for
  * protocols in which the server speaks first. */
 #define UM_TLS_GREET 0x4u
@@ -251,6 +273,8 @@ typedef struct um_tls_listener_stats {
   uint64_t too_much;   /* ended with UM_ETOOLONG: hello_limit, handshake_limit, max_floods */
   uint64_t refused;    /* closed at once: max_per_address */
   uint64_t pauses;     /* times accepting stopped at max_connections */
+  uint64_t offloaded;  /* handshakes given to worker threads */
+  uint64_t shaking;    /* gauge: handshakes in flight, from the complete ClientHello on */
   uint64_t open;       /* gauge: connections alive */
   uint64_t parked;     /* gauge: of those, without a fiber */
 } um_tls_listener_stats;

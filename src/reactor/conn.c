@@ -315,3 +315,32 @@ void um__conn_leave(um_conn *conn) {
   conn->slabs = NULL;
   rehouse_output(conn);
 }
+
+/* ---- lending ---- */
+
+bool um__conn_lend(um_conn *conn, um_conn *to) {
+  if (!um__conn_copy_out(conn)) return false;
+  to->received_first = conn->received_first;
+  to->received_last = conn->received_last;
+  to->received = conn->received;
+  to->received_end = conn->received_end;
+  conn->received_first = conn->received_last = NULL;
+  count_received(conn, 0, conn->received);
+  return true;
+}
+
+static void prepend(um_conn *conn, um_conn *from) {
+  if (!from->received_first) return;
+  from->received_last->next = conn->received_first;
+  conn->received_first = from->received_first;
+  if (!conn->received_last) conn->received_last = from->received_last;
+  count_received(conn, from->received, 0);
+}
+
+void um__conn_return(um_conn *conn, um_conn *from) {
+  prepend(conn, from);
+  for (um_slab *slab = from->output_first; slab; slab = slab->next)
+    um__conn_put(conn, slab->data + slab->start, slab->end - slab->start);
+  if (from->output_error && !conn->output_error) conn->output_error = from->output_error;
+  um__conn_discard_output(from);
+}

@@ -85,6 +85,11 @@ size_t um__conn_output(const um_conn *conn, const void **data);
 /* Removes `length` bytes of it. */
 void um__conn_output_sent(um_conn *conn, size_t length);
 void um__conn_discard_output(um_conn *conn);
+/* Moves what was received into queues that another thread may use. False without memory:
+ * nothing has moved. */
+bool um__conn_lend(um_conn *conn, um_conn *to);
+/* Puts back what is left of it, before what came since, and what was put out there. */
+void um__conn_return(um_conn *conn, um_conn *from);
 
 /* ---- the kernel's ends (conn_io.c), on the reactor's thread ---- */
 

@@ -49,6 +49,18 @@ class Curl(ServedCase):
     def server_options(self):
         return "--root", os.path.join(self.place.name, "root")
 
+    def test_offload(self):
+        """Handshakes on worker threads; a number and auto choose the same way for all."""
+        for chain in ("server", "server-rsa4096"):
+            for policy in ("always", "auto", "1"):
+                server = self.serve(*self.server_options(), "--offload", policy, chain=chain)
+                for version in VERSIONS:
+                    with self.subTest(chain=chain, policy=policy, version=version):
+                        done = self.curl("/big.bin", "-v", f"--tlsv{version}", "--tls-max", version,
+                                         server=server)
+                        self.expect(done, 0, err=b"SSL connection using TLSv" + version.encode())
+                        self.same(done.out, self.big)
+
     def test_not_trusted(self):
         """The control: curl does verify."""
         self.expect(self.curl("/hello.txt", ca="unknown-ca.pem"), 60)

@@ -31,6 +31,8 @@ static const metric metrics[] = {
   LISTENER(too_much, "Connections that sent too long a handshake or too many records without data."),
   LISTENER(refused, "Connections closed at once: their address had as many as it may."),
   LISTENER(pauses, "Times accepting stopped at the limit of connections."),
+  LISTENER(offloaded, "TLS handshakes given to worker threads."),
+  LISTENER_NOW(shaking, "TLS handshakes in flight."),
   LISTENER_NOW(open, "Connections alive."),
   LISTENER_NOW(parked, "Connections alive without a fiber."),
   REACTOR(ticks, "Rounds of the loop."),

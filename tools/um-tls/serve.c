@@ -62,6 +62,10 @@ static int parse(server *s, int argc, char **argv) {
      "yet, above which each may have 4k (default: 64M)", OPTION_SIZE, &o->receive_total, UINT32_MAX},
     {"send-total", "BYTES", "the same for what is to be sent, and 16k (default: 256M)",
      OPTION_SIZE, &o->send_total, UINT32_MAX},
+    OPT("offload", "WHEN", OPTION_TEXT, offload,
+        "handshakes on threads of their own, so that connections\nthat are there do not wait for "
+        "them: never, always, auto\n(slow keys such as RSA; others above 32 at a time), or\n"
+        "above N at a time (default: never)"),
     OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
         "for running requests after SIGTERM (default: 10)"),
     OPT("metrics", "HOST:PORT", OPTION_TEXT, metrics,
@@ -100,6 +104,23 @@ static int parse(server *s, int argc, char **argv) {
   return options_parse(&line, argc, argv);
 }
 
+bool serve_offload(const char *text, int *policy) {
+  static const struct { const char *name; int policy; } names[] = {
+    {"never", UM_TLS_OFFLOAD_NEVER}, {"auto", UM_TLS_OFFLOAD_AUTO}, {"always", UM_TLS_OFFLOAD_ALWAYS}};
+  *policy = UM_TLS_OFFLOAD_NEVER;
+  if (!text) return true;
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (!strcmp(text, names[i].name)) {
+      *policy = names[i].policy;
+      return true;
+    }
+  char *end;
+  long number = strtol(text, &end, 10);
+  if (*end || number < 1 || number > 1000000) return false;
+  *policy = (int)number;
+  return true;
+}
+
 static int check(const serve_options *o) {
   if (!o->cert || !o->key)
     return fail(EXIT_USAGE, "--cert and --key are required; see um-tls serve --help");
@@ -115,6 +136,9 @@ static int check(const serve_options *o) {
     return fail(EXIT_USAGE, "--min-tls %s: wanted is 1.2 or 1.3", o->min_tls);
   if ((o->receive_total && o->receive_total < 65536) || (o->send_total && o->send_total < 65536))
     return fail(EXIT_USAGE, "--receive-total and --send-total are 64k at least");
+  int policy;
+  if (!serve_offload(o->offload, &policy))
+    return fail(EXIT_USAGE, "--offload %s: wanted is never, auto, always or a number", o->offload);
   if (o->handshake_timeout <= 0 || o->idle_timeout <= 0 || o->request_timeout <= 0)
     return fail(EXIT_USAGE, "a timeout of 0 would end every connection; see um-tls serve --help");
   return EXIT_OK;

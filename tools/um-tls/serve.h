@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 typedef struct serve_options {
-  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics, *ticket_keys, *user;
+  const char *listen, *cert, *key, *client_ca, *alpn, *min_tls, *root, *metrics, *ticket_keys, *user, *offload;
   uint64_t threads, max_connections, max_per_address, body, hsts, min_rate;
   uint64_t receive_total, send_total, handshake_bytes, max_floods;
   int64_t handshake_timeout, idle_timeout, request_timeout, drain_timeout; /* ms */
@@ -69,5 +69,8 @@ int serve_workers_create(server *s);
 void serve_workers_destroy(server *s);
 /* Runs until drained; the code to exit with. */
 int serve_workers_run(server *s);
+
+/* --offload as UM_TLS_OFFLOAD_* or a number; NULL is never. False: it is neither. */
+bool serve_offload(const char *text, int *policy);
 
 #endif

@@ -153,6 +153,7 @@ static int serve_and_drain(void *arg) {
     .handshake_limit = (unsigned)s->options.handshake_bytes,
     .max_floods = (unsigned)s->options.max_floods,
   };
+  serve_offload(s->options.offload, &config.offload);
   int result = um_tls_serve(&listener, w->fd, &config);
   if (result) {
     atomic_store(&s->exit_code,
