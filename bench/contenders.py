@@ -152,8 +152,8 @@ class Peer(Contender):
     def __init__(self, name):
         programs = {"stunnel": ("stunnel", "stunnel4")}.get(name, (name,))
         path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
-        super().__init__(name, next((found for p in programs if (found := shutil.which(p, path=path))),
-                                    ""))
+        found = [shutil.which(program, path=path) for program in programs]
+        super().__init__(name, next(filter(None, found), ""))
 
     def missing(self):
         return None if self.program else "not installed"

@@ -126,8 +126,8 @@ static void serve(answering *a) {
     int length = SSL_read(server, input, sizeof input);
     if (length <= 0) return;
     a->unread -= (size_t)length;
-    a->available += setup.echo ? (size_t)length
-                               : server_requests(&a->state, input, (size_t)length) * response_length;
+    unsigned requests = setup.echo ? 0 : server_requests(&a->state, input, (size_t)length);
+    a->available += setup.echo ? (size_t)length : requests * response_length;
     answer(a);
   }
 }
@@ -191,7 +191,8 @@ int main(int argc, char **argv) {
     { "tls12", "TLS 1.2", &tls12 },
     { NULL, NULL, NULL },
   };
-  server_start(argc, argv, "libssl alone, over memory.\n--echo: messages of $BENCH_ECHO_SIZE bytes.",
+  server_start(argc, argv,
+               "libssl alone, over memory.\n--echo: messages of $BENCH_ECHO_SIZE bytes.",
                true, flags);
   if (size) echo_size = number("echo size", size);
   make_contexts();

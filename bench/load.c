@@ -39,7 +39,8 @@ static struct {
   pid_t servers[PIDS];
   int server_count;
   bool http, handshakes, idle, ready, accept_close, tls12;
-} options = { .connections = 64, .size = 64, .depth = 1, .burst = 1, .seconds = 1, .warm_up = 0.25 };
+} options = { .connections = 64, .size = 64, .depth = 1, .burst = 1, .seconds = 1,
+              .warm_up = 0.25 };
 
 static client *clients, **resting;
 static unsigned resting_first, resting_count;
@@ -59,7 +60,8 @@ static size_t request_length(void) {
 }
 
 static size_t response_length(void) {
-  return options.http ? http_length : (options.answer ? options.answer : options.size) * options.depth;
+  if (options.http) return http_length;
+  return (options.answer ? options.answer : options.size) * options.depth;
 }
 
 static void choose_message(client *c) {
@@ -270,7 +272,8 @@ static void report(double seconds, int64_t own, int64_t theirs) {
   if (count == 0 && !options.ready) fail("no operation completed in %.1f s", seconds);
   if (count == 0) count = 1e-9;
   printf("operations=%.0f seconds=%.3f rate=%.0f p50_us=%.2f p99_us=%.2f load_cpu_us=%.3f", count,
-         seconds, count / seconds, histogram_us(0.50), histogram_us(0.99), (double)own / count / 1e3);
+         seconds, count / seconds, histogram_us(0.50), histogram_us(0.99),
+         (double)own / count / 1e3);
   if (options.server_count) printf(" cpu_us=%.3f", (double)theirs / count / 1e3);
   if (options.rate > 0) printf(" late=%.0f wanted=%.0f", (double)late, options.rate);
   if (options.handshakes) printf(" resumed=%.0f", (double)resumed);
@@ -402,8 +405,9 @@ static double positive(const char *option, const char *text) {
 }
 
 static void parse(int argc, char **argv) {
-  enum { CONNECT = 256, CONNECTIONS, SIZE, SECONDS, WARM_UP, RATE, BURST, SERVER, CUBIC, PLAIN, TLS12, READY, ANSWER,
-         PIPELINE, HTTP, HANDSHAKES, RESUME, ACCEPT_CLOSE, UPDATES, IDLE, FIRST, HELP, VERSION };
+  enum { CONNECT = 256, CONNECTIONS, SIZE, SECONDS, WARM_UP, RATE, BURST, SERVER, CUBIC, PLAIN,
+         TLS12, READY, ANSWER, PIPELINE, HTTP, HANDSHAKES, RESUME, ACCEPT_CLOSE, UPDATES, IDLE,
+         FIRST, HELP, VERSION };
   static const struct option known[] = {
     { "connect", required_argument, NULL, CONNECT },
     { "connections", required_argument, NULL, CONNECTIONS },

@@ -161,7 +161,8 @@ static int keep_session(SSL *ssl, SSL_SESSION *session) {
 }
 
 _Noreturn static void lose(const client *c, const char *reason) {
-  if (c->connected || c->shaken) fail("connection %u lost after %u messages: %s", c->id, c->turn, reason);
+  if (c->connected || c->shaken)
+    fail("connection %u lost after %u messages: %s", c->id, c->turn, reason);
   fail("cannot connect to %s: %s", transport_setup.address, reason);
 }
 
@@ -192,7 +193,8 @@ size_t client_read(client *c, char *buffer, size_t length) {
 size_t client_write(client *c, const char *data, size_t length) {
   size_t taken = 0;
   while (taken < length && (!c->out || c->out->end < OUT_FULL)) {
-    size_t part = length - taken < SSL3_RT_MAX_PLAIN_LENGTH ? length - taken : SSL3_RT_MAX_PLAIN_LENGTH;
+    size_t left = length - taken;
+    size_t part = left < SSL3_RT_MAX_PLAIN_LENGTH ? left : SSL3_RT_MAX_PLAIN_LENGTH;
     if (!c->ssl) put(c, data + taken, part);
     else if (!check(c, SSL_write(c->ssl, data + taken, (int)part))) return taken;
     taken += part;

@@ -191,7 +191,8 @@ class Syscalls:
         words = ["strace", "-c", "-f", "-qq"]
         for pid in pids.split(","):
             words += ["-p", pid]
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(words, text=True, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.PIPE)
         time.sleep(seconds)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=10)
@@ -208,7 +209,8 @@ class Syscalls:
 LIBRARIES = (("libcrypto", "crypto"), ("libssl", "libssl"), ("libbio_uring", "ours"),
              ("libc.so", "libc"))
 KERNEL = ((r"(tcp|ip|inet|__tcp|net_rx|loopback|skb|__skb|sock|__sock)_", "kernel TCP"),
-          (r"(__)?io_|io_uring", "kernel io_uring"), (r"(do_|ep_|__x64_sys_)?e?poll", "kernel epoll"))
+          (r"(__)?io_|io_uring", "kernel io_uring"),
+          (r"(do_|ep_|__x64_sys_)?e?poll", "kernel epoll"))
 
 
 def part_of(frames):

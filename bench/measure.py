@@ -95,7 +95,8 @@ class Bench:
         self.syscalls = Syscalls()
         self.backend = None
         self.storms = {}
-        self.limits_off = self.find_limits(os.path.join(arguments.build, "tools", "um-tls", "um-tls"))
+        um_tls = os.path.join(arguments.build, "tools", "um-tls", "um-tls")
+        self.limits_off = self.find_limits(um_tls)
         self.certificates = {}
         if not os.access(self.load, os.X_OK):
             sys.exit(f"bench: {self.load} is not built: './run build' first")
@@ -138,7 +139,8 @@ class Bench:
         """Self-signed, made when first asked for, the same for everyone."""
         if kind in self.certificates:
             return self.certificates[kind]
-        cert, key = (os.path.join(self.children.directory, f"{kind}.{end}") for end in ("crt", "key"))
+        cert, key = (os.path.join(self.children.directory, f"{kind}.{end}")
+                     for end in ("crt", "key"))
         command = ["openssl", "req", "-x509", *CERTIFICATES[kind], "-nodes", "-days", "30", "-subj",
                    "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
                    "-keyout", key, "-out", cert]
@@ -250,8 +252,8 @@ class Bench:
         handshakes = ["--handshakes", "--connections", STORM_BURST]
         rates = [share * 1e6 / self.cost(workload, load, self.contenders[name])
                  for share, load in ((STORM_ECHO, workload.load), (STORM_HANDSHAKES, handshakes))]
-        self.note(f"{workload.name}: {rates[0]:.0f} messages and {rates[1]:.0f} handshakes a second, "
-                  f"{STORM_ECHO:.0%} and {STORM_HANDSHAKES:.0%} of what {name} can do")
+        self.note(f"{workload.name}: {rates[0]:.0f} messages and {rates[1]:.0f} handshakes a "
+                  f"second, {STORM_ECHO:.0%} and {STORM_HANDSHAKES:.0%} of what {name} can do")
         self.storms[workload.cert] = rates
         return rates
 

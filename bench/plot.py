@@ -71,14 +71,16 @@ def chart(title, unit, rows, footer):
     parts, y = [], TOP
     for name, bars in rows:
         middle = y + len(bars) * BAR / 2 + 4
-        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">'
+                     f'{escape(name)}</text>')
         for contender, value in bars:
             parts.append(bar(LEFT, y, max(1.0, scale(value, bars)), contender, value))
             y += BAR
         y += GAP
     height = y + 24
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-            f'height="{height}" font-family="sans-serif" font-size="11" fill="#222">'
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="11" '
+            'fill="#222">'
             f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'
             f'<text x="16" y="24" font-size="16" font-weight="bold">{escape(title)}</text>'
             f'<text x="16" y="42" fill="#666">{escape(unit)}; shorter is better; each workload has '

@@ -10,7 +10,8 @@ from machine import cpu_model
 
 # (key, heading, format); shown where a contender has it.
 COLUMNS = [("cpu_us", "CPU us/op", "{:.2f}"), ("cpu_us_per_mb", "us/MB", "{:.0f}"),
-           ("rate", "op/s", "{:.0f}"), ("p50_us", "p50 us", "{:.1f}"), ("p99_us", "p99 us", "{:.1f}"),
+           ("rate", "op/s", "{:.0f}"), ("p50_us", "p50 us", "{:.1f}"),
+           ("p99_us", "p99 us", "{:.1f}"),
            ("syscalls", "calls/op", "{:.2f}"), ("server_busy", "CPU used", "{:.0%}"),
            ("beside_rate", "beside/s", "{:.0f}"), ("late_share", "late", "{:.0%}"),
            ("pss_bytes", "PSS B/conn", "{:.0f}"), ("pss_kept_bytes", "after close", "{:.0f}"),
@@ -102,8 +103,8 @@ def ablation_table(results):
             cells.append(f"{(1 / ratio - 1) * 100:+.1f} %{mark}" if ratio else "-  ")
         lines.append(variant.ljust(17) + "".join(f"{cell:>14}" for cell in cells))
     lines += ["without means:", *(f"  {name:16} {ABLATIONS[name][0]}" for name in variants)]
-    lines.append("(how much the workload's main figure grows when only this is switched off; ? = the "
-                 "rounds lie further apart than that)")
+    lines.append("(how much the workload's main figure grows when only this is switched off; "
+                 "? = the rounds lie further apart than that)")
     return "\n".join(lines)
 
 

@@ -40,9 +40,9 @@ def run(document):
     peers = "".join(f"; {version}" for version in machine["peers"].values())
     left_out = "".join(f"\nLeft out: {what}." for what in document["left_out"])
     return (f"{document['started'][:10]}: {machine_line(machine)}{peers}; {method['rounds']} "
-            f"interleaved rounds of {method['seconds']:g} s; medians. A ratio is followed by its smallest "
-            "and largest round; in [brackets] the rounds lie further apart than the difference, "
-            f"so it says nothing.{left_out}")
+            f"interleaved rounds of {method['seconds']:g} s; medians. A ratio is followed by its "
+            "smallest and largest round; in [brackets] the rounds lie further apart than the "
+            f"difference, so it says nothing.{left_out}")
 
 
 def compared(document):
@@ -59,7 +59,8 @@ def ratios(document):
             continue
         ours = w["contenders"][w["subject"]]
         floor = f"{w['floor_ratio']:.2f}" if w["floor_ratio"] else ""
-        rows.append([f"`{w['name']}`", number(ours["cpu_us"]), floor, *(ratio(w, n) for n in names)])
+        rows.append([f"`{w['name']}`", number(ours["cpu_us"]), floor,
+                     *(ratio(w, n) for n in names)])
     return table(["workload", "ours, CPU us", "x floor", *names], rows)
 
 
@@ -71,8 +72,8 @@ def latency(document):
                       number(c.get("beside_rate")),
                       f"{c['late_share']:.0%}" if "late_share" in c else "", ratio(w, name)]
                      for name, c in w["contenders"].items()]
-    return table(["workload", "contender", "p50 us", "p99 us", "beside/s", "late", "ours / it, p99"],
-                 rows)
+    return table(["workload", "contender", "p50 us", "p99 us", "beside/s", "late",
+                  "ours / it, p99"], rows)
 
 
 def memory(document):
@@ -80,7 +81,8 @@ def memory(document):
     for w in document["workloads"]:
         if w["figure"] == "pss_bytes":
             rows += [[f"`{w['name']}`", name, number(c["pss_bytes"]), number(c["pss_kept_bytes"]),
-                      number(c["kernel_bytes"]), ratio(w, name)] for name, c in w["contenders"].items()]
+                      number(c["kernel_bytes"]), ratio(w, name)]
+                     for name, c in w["contenders"].items()]
     return table(["workload", "contender", "PSS, bytes a connection", "kept after close",
                   "kernel, both ends", "ours / it"], rows)
 

@@ -69,8 +69,8 @@ def idle(connections):
 
 def storm(cert):
     return Workload(f"storm-{cert}",
-                    f"an established echo beside full handshakes ({cert}), {STORM_BURST} at a time; "
-                    "together 70 % load", figure="p99_us", kind="beside", cert=cert,
+                    f"an established echo beside full handshakes ({cert}), {STORM_BURST} at a "
+                    "time; together 70 % load", figure="p99_us", kind="beside", cert=cert,
                     load=["--connections", 64],
                     beside=["--handshakes", "--connections", 4 * STORM_BURST, "--burst",
                             STORM_BURST])
