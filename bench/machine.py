@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -29,11 +30,15 @@ def set_cubic(pid):
     reason = "no listening socket found"
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
-            if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
+            try:
+                is_socket = os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
+            except FileNotFoundError:  # closed meanwhile
                 continue
-            fd = libc.syscall(sys_pidfd_getfd, pidfd, int(number), 0)
+            fd = libc.syscall(sys_pidfd_getfd, pidfd, int(number), 0) if is_socket else -1
             if fd < 0:
-                return os.strerror(ctypes.get_errno())
+                if is_socket and ctypes.get_errno() != errno.EBADF:
+                    return os.strerror(ctypes.get_errno())
+                continue
             with socket.socket(fileno=fd) as s:
                 if s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
