@@ -26,6 +26,7 @@ ABLATIONS = {
     "release-buffers": ("OpenSSL keeps its record buffers while a connection is idle", None),
     "turns": ("no limit to what a connection reads in one turn", "--no-turns"),
     "no-sqpoll": ("a kernel thread polls for submissions", "--sqpoll"),
+    "offload": ("no handshakes on worker threads", "--no-offload"),
     "one-ticket": ("two session tickets, as OpenSSL has it", "--two-tickets"),
     "no-auto-chain": ("the certificate chain is searched for in each handshake", "--auto-chain"),
 }

@@ -11,7 +11,7 @@
 
 #define FOREVER_MS UINT32_MAX
 
-static bool no_park, flush_each, sqpoll, two_tickets, auto_chain, no_turns;
+static bool no_park, flush_each, sqpoll, two_tickets, auto_chain, no_turns, no_offload;
 static SSL_CTX *context;
 static int listen_fd;
 
@@ -73,6 +73,7 @@ static int serve(void *arg) {
   um_tls_listener *listener;
   const um_tls_server_config config = {
     .ctx = context, .handler = handle, .closed = closed, .idle_timeout_ms = FOREVER_MS,
+    .offload = no_offload ? UM_TLS_OFFLOAD_NEVER : UM_TLS_OFFLOAD_AUTO,
   };
   (void)arg;
   int result = um_tls_serve(&listener, listen_fd, &config);
@@ -98,6 +99,7 @@ int main(int argc, char **argv) {
     { "two-tickets", "OpenSSL's default of two session tickets", &two_tickets },
     { "auto-chain", "search the certificate chain in each handshake", &auto_chain },
     { "no-turns", "no limit to what a connection reads in one turn", &no_turns },
+    { "no-offload", "no handshakes on worker threads", &no_offload },
     { NULL, NULL, NULL },
   };
   um_reactor *reactor;

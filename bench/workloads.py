@@ -107,7 +107,7 @@ WORKLOADS = [
 
 # What `./run bench ablate` measures its variants by.
 ABLATION = ["echo-64B-64c", "echo-1K-64c", "small-writes-64c", "bulk-send-64K-16c",
-            "bulk-recv-64K-16c", "hs-full-tls13", "idle-2000", "flood-keyupdate"]
+            "bulk-recv-64K-16c", "hs-full-tls13", "idle-2000", "flood-keyupdate", "storm-rsa2048"]
 
 
 def find(name):
