@@ -43,7 +43,7 @@ done
 cp -a "$root/ext/ruby" "$tmp/source"
 file=$tmp/um-tls.gem
 build_gem() {
-  $offline "$ruby" -S gem build --norc -C "$tmp/source" -o "$file" um-tls.gemspec >"$tmp/said" 2>&1 &&
+  (cd "$tmp/source" && $offline "$ruby" -S gem build --norc -o "$file" um-tls.gemspec) >"$tmp/said" 2>&1 &&
     sed '/^WARNING:  no homepage specified/d; /^WARNING:  See /d' "$tmp/said" >"$tmp/warned" &&
     cat "$tmp/warned" && not grep -q WARNING "$tmp/warned"
 }

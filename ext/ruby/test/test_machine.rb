@@ -41,10 +41,10 @@ class TestMachine < TLSTest
       child = signal.call(:USR1)
       machine.sleep(0.02) until trapped
       puts "trapped"
-      other = signal.call(:INT)
+      other = signal.call(:TERM)
       begin
         machine.sleep(30)
-      rescue Interrupt
+      rescue SignalException
         puts "interrupted"
       end
       [child, other].each { |pid| Process.wait(pid) }
