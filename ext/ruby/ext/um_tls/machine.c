@@ -24,6 +24,7 @@ static ID id_task;
 
 static void task_mark(void *data) {
   task *t = data;
+  rb_gc_mark(t->self); /* must not be moved either */
   rb_gc_mark(t->fiber);
   rb_gc_mark(t->parked);
   rb_gc_mark(t->value);
@@ -37,6 +38,7 @@ static const rb_data_type_t task_type = {
 
 static void machine_mark(void *data) {
   machine *m = data;
+  rb_gc_mark(m->self); /* we refer to it: it must not be moved */
   rb_gc_mark(m->loop);
   rb_gc_mark(m->thread);
   if (m->visitor) rb_gc_mark(m->visitor->self);
