@@ -115,31 +115,89 @@ class TestCore < TLSTest
     $VERBOSE = verbose
   end
 
-  # A proxy that counts what it is given at a time would see TCP's choices; strace sees ours.
-  def test_large_writes_are_few_sends
-    skip "no strace" unless system("command -v strace >/dev/null 2>&1")
-    trace = "/tmp/um-trace-#{$$}"
-    client, server = shaken_pair
-    size = 64 << 20
-    reader = Thread.new do
-      buffer = +""
-      got = 0
-      got += server.readpartial(1 << 20, buffer).bytesize while got < size
-      got
+  # connect, accept, write, read and close, each in a fiber or thread of its own.
+  def life(together, size = 300_000)
+    near, far = tcp_pair
+    client = UM::TLS.wrap(near, client_context, hostname: "localhost", sync_close: true)
+    server = UM::TLS.wrap(far, server_context, sync_close: true)
+    together.(-> { client.connect }, -> { server.accept })
+    data = Random.bytes(size)
+    written, got = together.(-> { client.write(data) }, -> { server.read(data.bytesize) })
+    assert_equal [data.bytesize, true], [written, got == data]
+    assert_equal ["x\n", nil], together.(-> { [client.gets, client.gets] }, -> { [server.puts("x"), server.close] }).first
+    client.close
+    assert client.closed? && server.closed?
+  end
+
+  def in_threads = ->(*blocks) { blocks.map { |block| Thread.new(&block) }.map(&:value) }
+
+  # Not what a fiber raised, but an array of what they returned.
+  def on(machine)
+    lambda do |*blocks|
+      results = machine.join(blocks.map { |block| machine.spin { [block.call] } })
+      results.map { |result| result.is_a?(Exception) ? raise(result) : result[0] }
     end
+  end
+
+  def test_gc_stress_over_a_life
+    machine = UM.new
+    under_stress { life(in_threads, 20_000) }
+    under_stress { life(on(machine), 20_000) }
+    machine.shut_down
+  end
+
+  # Objects are moved whenever something waits.
+  def test_compaction_over_a_life
+    skip "no GC.compact here" unless GC.respond_to?(:compact)
+    compacting = true
+    compactor = Thread.new { GC.compact while compacting && sleep(0.001) }
+    machine = UM.new
+    5.times { life(in_threads) }
+    5.times { life(on(machine)) }
+    machine.spin { (GC.compact; machine.sleep(0.001)) while compacting }
+    5.times { life(on(machine)) }
+  ensure
+    compacting = false
+    compactor&.join
+    machine&.drain
+    machine&.shut_down
+  end
+
+  # Sends of this process while the block runs, as strace sees them. (A proxy that counts what it
+  # is given at a time would see TCP's choices.)
+  def sends
+    trace = "/tmp/um-trace-#{$$}"
     tracer = spawn("strace", "-f", "-p", $$.to_s, "-e", "trace=sendto", "-o", trace, err: File::NULL)
     50.times { File.exist?(trace) ? break : sleep(0.02) }
     sleep 0.2
-    client.write("x" * size)
-    assert_equal size, reader.value
+    yield
     Process.kill(:INT, tracer)
     Process.wait(tracer)
-    calls = File.foreach(trace).grep(/sendto\(/)
-    skip "strace may not attach here" if calls.empty?
-    sends = calls.grep_v(/EAGAIN/).size
-    assert_operator sends, :<, size / 16_384 / 2, "#{sends} sends for #{size / 16_384} records"
+    File.foreach(trace).grep(/sendto\(/).grep_v(/EAGAIN/).size
   ensure
-    File.unlink(trace) if trace && File.exist?(trace)
-    [client, server].compact.each { |ssl| ssl.to_io.close }
+    File.unlink(trace) if File.exist?(trace)
+  end
+
+  # In a ring what is submitted is counted too, whatever it is.
+  def test_large_writes_are_few_sends
+    skip "no strace" unless system("command -v strace >/dev/null 2>&1")
+    size = 64 << 20
+    machine = UM.new
+    writers = { thread: ->(write) { write.call }, ring: ->(write) { machine.join(machine.spin { [write.call] }) } }
+    writers.each do |kind, writer|
+      client, server = shaken_pair
+      reader = Thread.new do
+        buffer = +""
+        got = 0
+        got += server.readpartial(1 << 20, buffer).bytesize while got < size
+        got
+      end
+      sent = sends { writer.call(-> { client.write("x" * size) }) && assert_equal(size, reader.value) }
+      skip "strace may not attach here" if sent.zero?
+      sent += machine.metrics[:submissions] if kind == :ring
+      assert_operator sent, :<, size / 16_384 / 2, "#{kind}: #{sent} sends for #{size / 16_384} records"
+      [client, server].each { |ssl| ssl.to_io.close }
+    end
+    machine.shut_down
   end
 end
