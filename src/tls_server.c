@@ -49,6 +49,8 @@ struct um_tls_listener {
   struct served_list connections;
   um_peers peers;
   um_tls_listener_stats stats;
+  struct um_timer trimmer; /* set when a burst seems to be over */
+  uint64_t most_open;      /* since memory was given back last */
   bool stopping;
 };
 
@@ -97,6 +99,29 @@ static void served_timeout(struct um_timer *timer) {
 
 /* ---- a connection's fiber ---- */
 
+/* After a burst malloc keeps what its connections had: it is given back once there have been
+ * far fewer of them for a while. Under a steady load there never are. */
+#define BURST 1000
+#define BURST_OVER UM_SECOND
+
+static bool burst_is_over(const um_tls_listener *l) {
+  return l->most_open >= l->stats.open + BURST && l->most_open >= 2 * l->stats.open;
+}
+
+static void trim(struct um_timer *timer) {
+  um_tls_listener *l = (um_tls_listener *)((char *)timer - offsetof(um_tls_listener, trimmer));
+  if (!burst_is_over(l)) return;
+  l->most_open = l->stats.open;
+  l->stats.trims++;
+  um__reactor_trim(l->reactor);
+}
+
+static void note_open(um_tls_listener *l) {
+  if (l->stats.open > l->most_open) l->most_open = l->stats.open;
+  if (l->trimmer.deadline == UM_FOREVER && burst_is_over(l))
+    um__timer_set(l->reactor, &l->trimmer, um_now() + BURST_OVER);
+}
+
 static void shaken(served *s) {
   if (s->shaking) s->listener->stats.shaking--;
   s->shaking = false;
@@ -111,6 +136,7 @@ static void served_free(served *s) {
   um__timer_unreserve(l->reactor);
   um__free(s);
   l->stats.open--;
+  note_open(l);
   um__waitq_wake_one(&l->below_cap);
   if (!l->stats.open) um__waitq_wake_all(&l->ended);
 }
@@ -325,6 +351,7 @@ static void accepted(um_tls_listener *l, int fd) {
   s->peer = peer;
   l->stats.accepted++;
   l->stats.open++;
+  note_open(l);
   park(s);
 }
 
@@ -349,6 +376,8 @@ static int accept_loop(void *argument) {
 
 static void listener_free(um_tls_listener *l) {
   um_task_unregister(&l->starter);
+  um__timer_remove(l->reactor, &l->trimmer);
+  um__timer_unreserve(l->reactor);
   um_acceptor_destroy(l->acceptor);
   SSL_CTX_free(l->config.ctx);
   um__peers_free(&l->peers);
@@ -376,7 +405,10 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
   complete(&l->config);
   LIST_INIT(&l->connections);
   STAILQ_INIT(&l->runnable);
-  if (um_task_register(&l->starter, l->reactor, &starter_host) < 0) {
+  l->trimmer = (struct um_timer){.deadline = UM_FOREVER, .fire = trim};
+  bool reserved = um__timer_reserve(l->reactor) == 0;
+  if (!reserved || um_task_register(&l->starter, l->reactor, &starter_host) < 0) {
+    if (reserved) um__timer_unreserve(l->reactor);
     SSL_CTX_free(l->config.ctx);
     um__free(l);
     return -ENOMEM;

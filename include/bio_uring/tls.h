@@ -275,6 +275,8 @@ typedef struct um_tls_listener_stats {
   uint64_t pauses;     /* times accepting stopped at max_connections */
   uint64_t offloaded;  /* handshakes given to worker threads */
   uint64_t shaking;    /* gauge: handshakes in flight, from the complete ClientHello on */
+  uint64_t trims;      /* times free memory was given back to the system: a second after half of
+                          the connections, and 1,000 at least, have gone (malloc_trim(3)) */
   uint64_t open;       /* gauge: connections alive */
   uint64_t parked;     /* gauge: of those, without a fiber */
 } um_tls_listener_stats;

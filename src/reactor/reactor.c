@@ -8,6 +8,9 @@
 #include "conn.h"
 #include "slab.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -238,6 +241,13 @@ static int tick(um_reactor *r, um_time until) {
 int um__reactor_pump(um_reactor *r) {
   settle(r);
   return r->backend->wait(r, um_after(100));
+}
+
+void um__reactor_trim(um_reactor *r) {
+  um__slab_pool_shrink(r->slabs);
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 static int enter(um_reactor *r) {

@@ -139,5 +139,8 @@ void um__posts_leave(um_reactor *reactor);
 /* ---- loop (reactor.c) ---- */
 /* One look at the ring without running tasks, for drains outside fibers. */
 int um__reactor_pump(um_reactor *reactor);
+/* Gives free memory back to the system: pooled slabs, and what malloc holds (glibc only).
+ * Milliseconds for 100 MB. */
+void um__reactor_trim(um_reactor *reactor);
 
 #endif

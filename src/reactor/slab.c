@@ -26,13 +26,20 @@ static size_t arena_stride(void) {
 
 um_slab_pool *um__slab_pool_new(void) { return um__alloc(sizeof(um_slab_pool)); }
 
-void um__slab_pool_free(um_slab_pool *pool) {
-  if (!pool) return;
-  for (int large = 0; large < 2; large++)
+void um__slab_pool_shrink(um_slab_pool *pool) {
+  for (int large = 0; large < 2; large++) {
     for (um_slab *slab = pool->free[large], *next; slab; slab = next) {
       next = slab->next;
       um__free(slab);
     }
+    pool->free[large] = NULL;
+    pool->count[large] = 0;
+  }
+}
+
+void um__slab_pool_free(um_slab_pool *pool) {
+  if (!pool) return;
+  um__slab_pool_shrink(pool);
   if (pool->arena) munmap(pool->arena, arena_stride() * ARENA_SLABS);
   um__free(pool);
 }

@@ -25,6 +25,8 @@ typedef struct um_slab {
 
 um_slab_pool *um__slab_pool_new(void);
 void um__slab_pool_free(um_slab_pool *pool);
+/* Frees the slabs that nobody uses. */
+void um__slab_pool_shrink(um_slab_pool *pool);
 /* An empty slab, small or large; with no pool it is plain memory. NULL without. */
 um_slab *um__slab_take(um_slab_pool *pool, bool large);
 /* Drops one reference; the last gives it back. */

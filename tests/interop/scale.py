@@ -117,7 +117,8 @@ class Idle(Case):
             load.wait_for(b"holding", "err")
             held = server.descriptors() - descriptors
             self.assertEqual((held, server.threads()), (count, 1))
-            note(f"{held} connections on one thread: {(server.resident() - before) / held:.1f} KiB each")
+            peak = server.resident() - before
+            note(f"{held} connections on one thread: {peak / held:.1f} KiB each")
             data = os.urandom(5000)
             for connection in sample[:10]:
                 self.same(exchange(connection, data), data)
@@ -129,6 +130,9 @@ class Idle(Case):
                 self.same(exchange(connection, data), data)
                 connection.unwrap()
         wait_until(lambda: server.descriptors() <= descriptors, "all are closed")
+        if not SANITIZED and held >= 1000:
+            wait_until(lambda: server.resident() - before < peak / 3, "memory is given back")
+            note(f"then {(server.resident() - before) / held:.1f} KiB of it are left each")
 
 
 class Syscalls(Case):

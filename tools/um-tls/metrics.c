@@ -32,6 +32,7 @@ static const metric metrics[] = {
   LISTENER(refused, "Connections closed at once: their address had as many as it may."),
   LISTENER(pauses, "Times accepting stopped at the limit of connections."),
   LISTENER(offloaded, "TLS handshakes given to worker threads."),
+  LISTENER(trims, "Times memory was given back to the system after a burst."),
   LISTENER_NOW(shaking, "TLS handshakes in flight."),
   LISTENER_NOW(open, "Connections alive."),
   LISTENER_NOW(parked, "Connections alive without a fiber."),
