@@ -257,9 +257,6 @@ class TestHooks < TLSTest
   end
 
   def test_every_hook_is_called
-    # Seen on 3.3.8: every hook is called and the thread ends, but then Ruby's timer thread spins
-    # and the join of that thread does not return. Unexplained.
-    skip "not on Ruby #{RUBY_VERSION}: joining the thread hangs afterwards" if RUBY_VERSION >= "3.3"
     scheduler = Counting.new
     error = nil
     Thread.new do

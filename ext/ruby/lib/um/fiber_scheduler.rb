@@ -185,6 +185,22 @@ class UM
       Fiber.new(blocking: true) { Process::Status.wait(pid, flags) }.resume
     end
 
+    # Ruby 3.3's IO#pwrite calls the hook after it has released the VM's lock: Ruby code in it
+    # corrupts the VM (it hangs, or crashes). This one calls the same hook with the lock held.
+    module LockedPwrite
+      def pwrite(object, from)
+        scheduler = ::Fiber.current_scheduler
+        return super unless scheduler.is_a?(FiberScheduler)
+        data = object.to_s
+        result = scheduler.io_pwrite(self, IO::Buffer.for(data), from, data.bytesize, 0)
+        return result unless result.negative?
+        raise IOError, "not opened for writing" if result == -Errno::EBADF::Errno
+        raise SystemCallError.new(nil, -result)
+      end
+    end
+    private_constant :LockedPwrite
+    ::IO.prepend(LockedPwrite) if RUBY_VERSION >= "3.3"
+
     private
 
     # Bytes that were received and decrypted, or could be, are in no descriptor.
