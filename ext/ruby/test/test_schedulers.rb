@@ -143,6 +143,27 @@ class TestOwnScheduler < TLSTest
     end
   end
 
+  # Whatever waits on it: a read, a wait, an accept.
+  def test_close_wakes_who_waits
+    around do
+      near, peer = tcp_pair
+      far, other = tcp_pair # their peers stay open: no hang-up wakes anybody
+      listener = TCPServer.new("127.0.0.1", 0)
+      reader, writer = IO.pipe
+      results = Thread::Queue.new
+      [-> { near.read(1) }, -> { far.wait_readable }, -> { listener.accept }, -> { reader.read(1) }].each do |wait|
+        Fiber.schedule { results << outcome(&wait)[1] }
+      end
+      [near, far, listener, reader].each do |io|
+        sleep 0.001
+        io.close
+        assert_kind_of IOError, Timeout.timeout(5) { results.pop }
+        assert_predicate io, :closed?
+      end
+      [writer, peer, other].each(&:close)
+    end
+  end
+
   def test_fork_in_a_scheduled_fiber
     around do
       pid = fork { sleep(0.01) && exit!(6) }

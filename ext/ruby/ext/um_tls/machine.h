@@ -23,6 +23,7 @@ typedef struct task {
   VALUE value;           /* what it was scheduled with */
   VALUE raised;          /* Qundef, or to be raised when what it waits for is over */
   block_timeout *timeouts;
+  int fd;                /* one more than the descriptor it waits on, or 0 */
   unsigned posts;        /* wake-ups on their way from other threads */
   bool kill;             /* the thread is being killed */
   bool began, is_parked, interrupted, ended;

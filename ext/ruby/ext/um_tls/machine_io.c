@@ -37,10 +37,17 @@ typedef struct transfer {
 
 static bool is_io_buffer(VALUE object) { return RTEST(rb_obj_is_kind_of(object, rb_cIOBuffer)); }
 
+/* So that closing the descriptor finds the fiber; see machine_closing(). */
+static void waits_on(int fd) { ((task *)um_here())->fd = fd + 1; }
+
+static void waited(void) { ((task *)um_here())->fd = 0; }
+
 /* Locked against changes by others while the kernel may look at it. */
 static VALUE run_transfer(VALUE argument) {
   transfer *t = (transfer *)argument;
+  waits_on(t->fd);
   t->result = t->run(t);
+  waited();
   return Qnil;
 }
 
@@ -197,6 +204,23 @@ static VALUE machine_close(VALUE self, VALUE io) {
 }
 
 /* shutdown(fd, how): how as in shutdown(2), Socket::SHUT_WR and so on. */
+static bool end_wait(task *t, int fd) {
+  if (!t->is_parked || t->fd != fd + 1) return false;
+  um_interrupt(t, rb_exc_new_cstr(rb_eIOError, "stream closed in another thread"));
+  return true;
+}
+
+/* closing(fd): fibers that wait on it raise IOError, as threads do when an IO is closed. */
+static VALUE machine_closing(VALUE self, VALUE io) {
+  machine *m = um_machine_get(self);
+  um_enter(m);
+  int fd = um_fd_of(io);
+  bool any = end_wait(m->visitor, fd);
+  for (task *t = m->tasks; t; t = t->next) any |= end_wait(t, fd);
+  if (any) um_after_wait(um_fiber_yield()); /* they take back what the kernel has first */
+  return self;
+}
+
 static VALUE machine_shutdown(VALUE self, VALUE io, VALUE how) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_shutdown(um_fd_of(io), NUM2INT(how), um_deadline(UM_FOREVER))));
@@ -211,7 +235,12 @@ static VALUE machine_poll(VALUE self, VALUE io, VALUE events) {
 /* poll_for(fd, events, seconds): the events, or nil when the time is up. */
 static VALUE machine_poll_for(VALUE self, VALUE io, VALUE events, VALUE seconds) {
   um_enter(um_machine_get(self));
-  int result = um_poll(um_fd_of(io), NUM2UINT(events), um_deadline(um_deadline_of(seconds)));
+  int fd = um_fd_of(io);
+  unsigned wanted = NUM2UINT(events);
+  um_time deadline = um_deadline(um_deadline_of(seconds));
+  waits_on(fd);
+  int result = um_poll(fd, wanted, deadline);
+  waited();
   um_after_wait(result);
   if (result == -ETIMEDOUT) return Qnil;
   return INT2NUM((int)um_finish(result));
@@ -357,6 +386,7 @@ void um_init_machine_io(void) {
   rb_define_method(um_cUM, "sendv", machine_sendv, -1);
   rb_define_method(um_cUM, "open", machine_open, 2);
   rb_define_method(um_cUM, "close", machine_close, 1);
+  rb_define_method(um_cUM, "closing", machine_closing, 1);
   rb_define_method(um_cUM, "shutdown", machine_shutdown, 2);
   rb_define_method(um_cUM, "poll", machine_poll, 2);
   rb_define_method(um_cUM, "poll_for", machine_poll_for, 3);

@@ -114,7 +114,9 @@ class UM
     end
 
     # Closes in the ring.
+    # Fibers that wait on it raise IOError.
     def io_close(fd)
+      machine.closing(fd)
       machine.close(fd)
       true
     rescue SystemCallError
@@ -198,8 +200,20 @@ class UM
         raise SystemCallError.new(nil, -result)
       end
     end
-    private_constant :LockedPwrite
+
+    # Ruby before 4.0 has io_close and never calls it: fibers that wait on what is closed would
+    # wait for ever.
+    module WakingClose
+      def close
+        scheduler = ::Fiber.current_scheduler
+        scheduler.machine.closing(self) if scheduler.is_a?(FiberScheduler) && !closed?
+        super
+      end
+    end
+
+    private_constant :LockedPwrite, :WakingClose
     ::IO.prepend(LockedPwrite) if RUBY_VERSION >= "3.3"
+    ::IO.prepend(WakingClose) if RUBY_VERSION < "4.0"
 
     private
 

@@ -13,7 +13,7 @@ require "etc"
 # or IO::Buffers. Errors of the kernel are raised as Errno::*, others as UM::Error.
 #
 # Methods written in C: initialize, read, write, recv, send, sendv, open, close, shutdown, poll,
-# select, accept, accept_each, splice, waitid, sleep, snooze, yield, timeout, schedule, push, pop,
+# closing, select, accept, accept_each, splice, waitid, sleep, snooze, yield, timeout, schedule, push, pop,
 # shift, unshift, synchronize, metrics.
 class UM
   # Ends the fiber it is raised in, quietly.
