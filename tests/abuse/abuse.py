@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from servers import PINNED, Attack, client, nginx, um_tls
+from servers import PINNED, Attack, Gone, client, nginx, um_tls
 
 # name: (connections, fewer of them, what it is)
 ATTACKS = {
@@ -44,6 +44,7 @@ def besiege(start, name, arguments):
     seconds = 0.25 if arguments.functional else 2 if arguments.quick else 8
     server = start(arguments.folder)
     seen = {"attack": name, "count": count}
+    attack = None
     try:
         client(server.port, 0.2)   # what is made once is there afterwards
         seen["quiet"] = client(server.port, seconds)
@@ -56,17 +57,19 @@ def besiege(start, name, arguments):
         seen["each"] = (at_rest - before) / count
         seen.update(attack.end())
         first = server.settle(files)
-        again = Attack(name, server.port, count, 300)
+        attack = Attack(name, server.port, count, 300)
         time.sleep(seconds)
-        again.end()
+        attack.end()
         second = server.settle(files)
         seen["files_left"] = max(first[0], second[0]) - files
         seen["kept"], seen["heap_kept"] = second[1] - before, second[2] - heap
         seen["leaked"] = second[1] - first[1]
         seen["after"] = client(server.port, 0.2)
-    except FileNotFoundError:   # its folder in /proc is gone
+    except Gone:
         seen["crashed"] = server.text()[-500:]
     finally:
+        if attack:
+            attack.end()
         seen["exit"] = server.stop()
         if seen["exit"] != 0:
             seen["crashed"] = server.text()[-500:]
@@ -76,7 +79,8 @@ def besiege(start, name, arguments):
 def judged(seen, functional):
     """What was wanted and is not so: a list of "WANTED ... SEEN ..."."""
     if "crashed" in seen:
-        return [f"WANTED no crash, exit 0 SEEN {seen['exit']}: {seen['crashed']}"]
+        said = "; ".join(seen["crashed"].split("\n"))
+        return [f"WANTED no crash, exit 0 SEEN {seen['exit']}: {said}"]
     missed = []
 
     def want(good, wanted, found):

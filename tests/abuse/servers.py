@@ -37,6 +37,10 @@ def site(folder):
     return folder
 
 
+class Gone(Exception):
+    """The server has ended."""
+
+
 class Server:
     def __init__(self, command, port=None, **more):
         self.said = tempfile.TemporaryFile()
@@ -72,10 +76,16 @@ class Server:
         return self.process.poll() is None
 
     def descriptors(self):
+        self.must_live()
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def must_live(self):
+        if not self.alive():
+            raise Gone
 
     def kib(self):
         """Resident, and of that the heap."""
+        self.must_live()
         with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
             resident = int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1))
         with open(f"/proc/{self.pid}/smaps", encoding="ascii", errors="replace") as maps:
@@ -145,7 +155,9 @@ class Attack:
         self.early = self.process.stdout.readline()
 
     def end(self):
-        """Its counts: done, refused, disconnected."""
+        """Its counts: done, refused, disconnected; of one that has ended, none."""
+        if self.process.stdout.closed:
+            return {}
         self.process.terminate()
         try:
             text = self.process.communicate(timeout=60)[0]
