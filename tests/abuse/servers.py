@@ -93,11 +93,15 @@ class Server:
         return resident, int(heap.group(1)) if heap else 0
 
     def settle(self, descriptors, patience=20):
-        """Waits until what the attack had opened is closed; descriptors and KiB then."""
+        """Waits until what the attack had opened is closed and memory falls no further;
+        descriptors and KiB then."""
         end = time.monotonic() + patience
         while self.alive() and self.descriptors() > descriptors and time.monotonic() < end:
             time.sleep(0.1)
-        time.sleep(0.2)
+        least = self.kib()[0] + 1
+        while self.kib()[0] < least:
+            least = self.kib()[0]
+            time.sleep(0.2)
         return self.descriptors(), *self.kib()
 
     def stop(self):
