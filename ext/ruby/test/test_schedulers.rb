@@ -143,6 +143,17 @@ class TestOwnScheduler < TLSTest
     end
   end
 
+  # Ruby passes as many arguments as it was given.
+  def test_select_with_fewer_arguments
+    around do
+      near, far = tcp_pair
+      near.write("x")
+      assert_equal [[far], [], []], IO.select([far])
+      assert_equal [[far], [near], []], IO.select([far], [near])
+      [near, far].each(&:close)
+    end
+  end
+
   # Whatever waits on it: a read, a wait, an accept.
   def test_close_wakes_who_waits
     around do

@@ -107,7 +107,7 @@ class UM
     end
 
     # As IO.select; what a TLS connection has received counts as readable.
-    def io_select(readables, writables, exceptables, timeout = nil)
+    def io_select(readables, writables = nil, exceptables = nil, timeout = nil)
       ahead = Array(readables).select { |io| ahead?(io) }
       return [ahead, [], []] unless ahead.empty?
       machine.select(readables, writables, exceptables, timeout)
