@@ -44,7 +44,7 @@ static void grow(um_peers *peers) {
 
 /* False: the socket has no address that could be counted. */
 static int address_of(int fd, unsigned *family, uint64_t *address) {
-  struct sockaddr_storage name;
+  struct sockaddr_storage name = {0};
   socklen_t length = sizeof name;
   if (getpeername(fd, (struct sockaddr *)&name, &length) < 0) return 0;
   const struct sockaddr_in6 *six = (const void *)&name;

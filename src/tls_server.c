@@ -358,16 +358,15 @@ static void accepted(um_tls_listener *l, int fd) {
 static int accept_loop(void *argument) {
   um_tls_listener *l = argument;
   while (!l->stopping) {
-    int result = 0;
     if (l->stats.open >= l->config.max_connections) {
       l->stats.pauses++;
       um_acceptor_pause(l->acceptor);
-      result = um__waitq_wait(&l->below_cap, UM_FOREVER);
-    } else if ((result = um_acceptor_next(l->acceptor, UM_FOREVER)) >= 0) {
-      accepted(l, result);
-    } else if (result != -ECANCELED) {
-      return result; /* the listening socket itself is broken */
+      um__waitq_wait(&l->below_cap, UM_FOREVER);
+      continue;
     }
+    int result = um_acceptor_next(l->acceptor, UM_FOREVER);
+    if (result >= 0) accepted(l, result);
+    else if (result != -ECANCELED) return result; /* the listening socket itself is broken */
   }
   return 0;
 }

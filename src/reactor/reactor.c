@@ -149,7 +149,10 @@ int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_erro
   *out = NULL;
   if (error) *error = (um_error){0};
   um_reactor *r = um__alloc(sizeof *r);
-  if (!r) return um__fail(error, -ENOMEM, "no memory for a reactor");
+  if (!r) {
+    um__fail(error, -ENOMEM, "no memory for a reactor");
+    return -ENOMEM; /* which an analyser would not know of um__fail() */
+  }
   if (config) r->config = *config;
   TAILQ_INIT(&r->dirty);
   TAILQ_INIT(&r->holding);

@@ -35,8 +35,8 @@ typedef struct life {
   size_t up, down;          /* bytes we write, bytes the peer writes */
   size_t written, read;     /* taken by um_tls_write, returned by reads */
   int read_end, write_end;  /* how they ended: 0 clean, else an error */
-  bool forks, jumps, starves;
-  bool over;
+  bool forks, jumps, over, aborted, had_shaken, failed;
+  int close_result;
   um_fiber *reader, *writer;
 } life;
 
@@ -217,12 +217,13 @@ static void finish(um_fiber **fiber) {
 /* ---- how it ends, and what must hold then ---- */
 
 /* After a failure (a truncation, for example) no close_notify follows. */
-static void check_received(const life *l, int result, bool aborted, bool failed) {
+static void check_received(const life *l) {
   const memory_peer *p = &l->peer;
   CHECK(p->received <= l->written);
-  if (aborted || result < 0 || p->failed) return;
+  bool whole = l->write_end == 0 && l->had_shaken && l->up == l->written;
+  if (!whole || l->aborted || l->close_result < 0 || p->failed) return;
   CHECK_EQ(p->received, l->written);
-  CHECK(p->saw_end || failed);
+  CHECK(p->saw_end || l->failed || l->read_end < 0);
 }
 
 static void check_read(const life *l) {
@@ -233,16 +234,13 @@ static void check_read(const life *l) {
 
 static void end(life *l) {
   um_tls *tls = l->tls;
-  bool aborted = chance(l, 15);
-  int result = 0;
-  bool had_shaken = um_tls_ssl(tls) && SSL_is_init_finished(um_tls_ssl(tls));
+  l->aborted = chance(l, 15);
+  l->had_shaken = um_tls_ssl(tls) && SSL_is_init_finished(um_tls_ssl(tls));
   if (chance(l, 30)) um_tls_shutdown(tls, some_deadline(l));
-  bool failed = *um_tls_error(tls) || allocation_percent; /* a reader that is evicted may fail */
+  l->failed = *um_tls_error(tls) || allocation_percent; /* a reader that is evicted may fail */
   l->over = true;
-  if (aborted) um_tls_abort(tls);
-  else result = um_tls_close(tls, chance(l, 80) ? um_after(3600 * 1000) : some_deadline(l));
-  if (l->write_end == 0 && had_shaken && l->up == l->written) check_received(l, result, aborted, failed);
-  else CHECK(l->peer.received <= l->written);
+  if (l->aborted) um_tls_abort(tls);
+  else l->close_result = um_tls_close(tls, chance(l, 80) ? um_after(3600 * 1000) : some_deadline(l));
 }
 
 static int live(void *argument) {
@@ -274,6 +272,7 @@ static int live(void *argument) {
   finish(&reader);
   l->reader = NULL;
   check_read(l);
+  check_received(l);
   return 0;
 }
 

@@ -34,7 +34,7 @@ int client_setup(const client_options *o, host_port *peer, SSL_CTX **ctx) {
   if (code != EXIT_OK) return code;
   int result = um_tls_ctx_client(ctx, o->ca, &error);
   if (result) return fail(exit_code_for(result), "%s", error.message);
-  if ((result = um_tls_ctx_keylog(*ctx, NULL, &error)) < 0) return fail(EXIT_FILE, "%s", error.message);
+  if (um_tls_ctx_keylog(*ctx, NULL, &error) < 0) return fail(EXIT_FILE, "%s", error.message);
   if (o->max_tls && !strcmp(o->max_tls, "1.2")) SSL_CTX_set_max_proto_version(*ctx, TLS1_2_VERSION);
   return o->cert ? use_certificate(*ctx, o) : EXIT_OK;
 }

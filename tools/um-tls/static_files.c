@@ -110,7 +110,7 @@ int static_open(static_file *out, int root, const char *path, um_time deadline) 
   else length--;
   if (result == -EISDIR) {
     if (length + sizeof index_name > sizeof index) return 404;
-    memcpy(index, path, length);
+    memcpy(index, path, length); /* NOLINT: the next line ends it */
     memcpy(index + length, index_name, sizeof index_name);
     path = index;
     result = open_regular(out, root, path + 1, deadline);
