@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define SHARED_STACK_SIZE (256u << 10)
+#define SLAB_DECAY UM_SECOND
 
 /* Looked at several times per operation: initial-exec spares a call each time. */
 static _Thread_local um_reactor *thread_reactor __attribute__((tls_model("initial-exec")));
@@ -126,6 +127,10 @@ static int open_backend(um_reactor *r, um_error *error) {
 
 /* ---- life ---- */
 
+static void decay_slabs(struct um_timer *timer) {
+  um__slab_pool_decay(((um_reactor *)((char *)timer - offsetof(um_reactor, slab_decay)))->slabs);
+}
+
 static void reactor_free(um_reactor *r) {
   um__conns_free(r);
   um__slab_pool_free(r->slabs);
@@ -138,7 +143,8 @@ static void reactor_free(um_reactor *r) {
 static int allocate_parts(um_reactor *r) {
   r->stacks = um__stack_pool_new();
   r->slabs = um__slab_pool_new();
-  if (!r->stacks || !r->slabs || um__ops_reserve(r) < 0) return -ENOMEM;
+  if (!r->stacks || !r->slabs || um__ops_reserve(r) < 0 || um__timer_reserve(r) < 0) return -ENOMEM;
+  r->slab_decay = (struct um_timer){.deadline = UM_FOREVER, .fire = decay_slabs};
   r->shared_stack = um__stack_take(r->stacks, SHARED_STACK_SIZE);
   return r->shared_stack ? 0 : -ENOMEM;
 }
@@ -221,6 +227,8 @@ static bool runnable(const um_reactor *r) {
 static void settle(um_reactor *r) {
   um__conns_flush(r);
   um__conns_release_buffers(r);
+  if (unlikely(um__slab_pool_in_excess(r->slabs)) && r->slab_decay.deadline == UM_FOREVER)
+    um__timer_set(r, &r->slab_decay, um_now() + SLAB_DECAY);
 }
 
 static int tick(um_reactor *r, um_time until) {

@@ -56,6 +56,7 @@ struct um_reactor {
   struct um_stack_pool *stacks;
   struct um_segment *segment_free;
   struct um_slab_pool *slabs;
+  struct um_timer slab_decay;  /* set while more are free than are worth keeping */
   struct um_conn_list dirty;   /* have output and no send in flight */
   struct um_conn_list holding; /* have unread bytes in provided buffers */
   struct um_conn_list starved; /* want a receive and found no buffer */

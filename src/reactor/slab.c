@@ -7,14 +7,15 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 
-#define KEEP_SMALL 512u
-#define KEEP_LARGE 32u
+#define LARGE_SIZE (sizeof(um_slab) + UM_SLAB_LARGE)
+static const unsigned keep[2] = {512, 8}; /* however long they are not needed */
 #define ARENA_SLABS 32u
 #define PAGE 4096u
 
 struct um_slab_pool {
   um_slab *free[2];      /* small, large */
   unsigned count[2];
+  unsigned least[2];     /* free at every moment since the last decay */
   um_slab *registered;   /* free ones of the arena */
   char *arena;
   struct iovec regions[ARENA_SLABS];
@@ -26,15 +27,32 @@ static size_t arena_stride(void) {
 
 um_slab_pool *um__slab_pool_new(void) { return um__alloc(sizeof(um_slab_pool)); }
 
-void um__slab_pool_shrink(um_slab_pool *pool) {
-  for (int large = 0; large < 2; large++) {
-    for (um_slab *slab = pool->free[large], *next; slab; slab = next) {
-      next = slab->next;
-      um__free(slab);
-    }
-    pool->free[large] = NULL;
-    pool->count[large] = 0;
+static void destroy(um_slab *slab) {
+  if (slab->capacity == UM_SLAB_LARGE) um__unmap(slab, LARGE_SIZE);
+  else um__free(slab);
+}
+
+static void free_some(um_slab_pool *pool, bool large, unsigned most) {
+  for (um_slab *slab; most && (slab = pool->free[large]); most--) {
+    pool->free[large] = slab->next;
+    pool->count[large]--;
+    destroy(slab);
   }
+  pool->least[large] = pool->count[large];
+}
+
+void um__slab_pool_shrink(um_slab_pool *pool) {
+  free_some(pool, false, pool->count[false]);
+  free_some(pool, true, pool->count[true]);
+}
+
+bool um__slab_pool_in_excess(const um_slab_pool *pool) {
+  return pool->count[false] > keep[false] || pool->count[true] > keep[true];
+}
+
+void um__slab_pool_decay(um_slab_pool *pool) {
+  for (int large = 0; large < 2; large++)
+    free_some(pool, large, pool->least[large] > keep[large] ? pool->least[large] - keep[large] : 0);
 }
 
 void um__slab_pool_free(um_slab_pool *pool) {
@@ -69,7 +87,7 @@ int um__slab_arena(um_slab_pool *pool, struct iovec **regions, unsigned *count) 
 
 static um_slab *fresh(bool large) {
   uint32_t capacity = large ? UM_SLAB_LARGE : UM_SLAB_SMALL;
-  um_slab *slab = um__alloc_raw(sizeof *slab + capacity);
+  um_slab *slab = large ? um__map(LARGE_SIZE) : um__alloc_raw(sizeof *slab + capacity);
   if (!slab) return NULL;
   slab->capacity = capacity;
   slab->registered = -1;
@@ -81,7 +99,8 @@ static um_slab *pooled(um_slab_pool *pool, bool large) {
   um_slab *slab = *list;
   if (!slab) return NULL;
   *list = slab->next;
-  if (slab->registered < 0) pool->count[large]--;
+  if (slab->registered < 0 && --pool->count[large] < pool->least[large])
+    pool->least[large] = pool->count[large];
   return slab;
 }
 
@@ -102,8 +121,8 @@ void um__slab_give(um_slab *slab) {
   if (slab->registered >= 0) {
     slab->next = pool->registered;
     pool->registered = slab;
-  } else if (!pool || pool->count[large] >= (large ? KEEP_LARGE : KEEP_SMALL)) {
-    um__free(slab);
+  } else if (!pool) {
+    destroy(slab);
   } else {
     pool->count[large]++;
     slab->next = pool->free[large];

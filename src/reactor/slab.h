@@ -27,6 +27,10 @@ um_slab_pool *um__slab_pool_new(void);
 void um__slab_pool_free(um_slab_pool *pool);
 /* Frees the slabs that nobody uses. */
 void um__slab_pool_shrink(um_slab_pool *pool);
+/* Whether more are free than are worth keeping; and frees of those what was not needed
+ * since the last time. */
+bool um__slab_pool_in_excess(const um_slab_pool *pool);
+void um__slab_pool_decay(um_slab_pool *pool);
 /* An empty slab, small or large; with no pool it is plain memory. NULL without. */
 um_slab *um__slab_take(um_slab_pool *pool, bool large);
 /* Drops one reference; the last gives it back. */

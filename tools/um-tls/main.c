@@ -4,6 +4,7 @@
 #include "say.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,8 +47,17 @@ static void hold_standard_descriptors(void) {
   if (fd >= 0) close(fd);
 }
 
+/* malloc(3) keeps what was a mapping of its own once such sizes have become usual: after 300
+ * slow readers of a large file 90 MiB. A threshold that was set stays where it is. */
+static void give_memory_back(void) {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);
+#endif
+}
+
 int main(int argc, char **argv) {
   hold_standard_descriptors();
+  give_memory_back();
   signal(SIGPIPE, SIG_IGN); /* a closed standard output is an error to report, not a death */
   if (argc < 2) return fail(EXIT_USAGE, "no command given; see um-tls --help");
   if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
