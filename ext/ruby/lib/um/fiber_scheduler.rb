@@ -81,7 +81,8 @@ class UM
 
     # Timeout.timeout: ends what this fiber waits for.
     def timeout_after(duration, klass = Timeout::Error, message = "execution expired", &block)
-      machine.timeout(duration, klass.new(message), &block)
+      # Since Ruby 3.4 Timeout gives an exception that it knows again.
+      machine.timeout(duration, klass.is_a?(Class) ? klass.new(message) : klass, &block)
     end
 
     # Ruby 4.0 calls it where a long computation could give way.
