@@ -18,6 +18,31 @@ class TestMachine < TLSTest
     assert_equal 2, @machine.await(@machine.spin { 1 }, @machine.spin { 2 })
   end
 
+  def test_writev_is_one_operation
+    near, far = tcp_pair
+    reader, writer = UM.pipe
+    @machine.sleep(0.001) # arms its wake-up
+    middle = IO::Buffer.for("def")
+    # What is no socket refuses the first.
+    [[near, far, 1], [writer, reader, 2]].each do |to, from, operations|
+      before = @machine.metrics[:submissions]
+      assert_equal 9, @machine.writev(to, "abc", middle, "ghi")
+      assert_equal operations, @machine.metrics[:submissions] - before
+      buffer = +""
+      assert_equal 9, @machine.read(from, buffer, 100)
+      assert_equal "abcdefghi", buffer
+    end
+    assert_equal 2000, @machine.writev(near, *["x"] * 2000)
+    [near, far].each(&:close)
+    [reader, writer].each { |fd| @machine.close(fd) }
+  end
+
+  def test_mn_threads_are_refused
+    load_path = $LOAD_PATH.flat_map { |folder| ["-I", folder.to_s] }
+    out, = Open3.capture2e({ "RUBY_MN_THREADS" => "1" }, RbConfig.ruby, *load_path, "-rum/tls", "-e", "UM.new")
+    assert_match(/RUBY_MN_THREADS=1 .*UM::Error/, out)
+  end
+
   def test_sleepers_wake_in_order
     order = []
     sleepers = [0.03, 0.01, 0.02].map { |time| @machine.spin { @machine.sleep(time) and order << time } }

@@ -131,13 +131,15 @@ class UM
   end
 
   # writev(fd, *buffers, file_offset = nil) -> bytes
+  #
+  # One operation for all of them: gathered by the kernel for a socket; joined first for other
+  # files, and where there are more than the kernel takes.
   def writev(io, *buffers)
     offset = buffers.pop if buffers.last.nil? || buffers.last.is_a?(Integer)
-    buffers.sum do |buffer|
-      wrote = write(io, buffer, nil, offset)
-      offset += wrote if offset
-      wrote
-    end
+    return sendv(io, *buffers) if !offset && buffers.size <= 1024
+    write_joined(io, buffers, offset)
+  rescue Errno::ENOTSOCK
+    write_joined(io, buffers, nil)
   end
 
   # Writes in the background, in order after nothing in particular; errors are lost.
@@ -248,6 +250,11 @@ class UM
   end
 
   private
+
+  def write_joined(io, buffers, offset)
+    strings = buffers.map { |buffer| buffer.is_a?(IO::Buffer) ? buffer.get_string : buffer.b }
+    write(io, strings.join, nil, offset)
+  end
 
   def await_all(fibers)
     fibers = fibers.map { |fiber| fiber.is_a?(Proc) ? spin(&fiber) : fiber }
