@@ -39,7 +39,9 @@ typedef struct um_tls um_tls;
  * and 1.3, AEAD ciphers only, server preference, no renegotiation, no compression,
  * one session ticket a handshake, good for two hours and with forward secrecy
  * (um_tls_ctx_tickets() for its keys), chain built once (SSL_MODE_NO_AUTO_CHAIN), buffers
- * released when idle, OpenSSL's copies of plaintext wiped. 0 or UM_ETLS. */
+ * released when idle. SSL_OP_CLEANSE_PLAINTEXT, which also wipes OpenSSL's copies of what was
+ * received, is not among them: it wipes 16 KiB for each record (docs/decisions/0012).
+ * 0 or UM_ETLS. */
 UM_API int um_tls_ctx_defaults(SSL_CTX *ctx);
 
 /* A server context with those defaults and a certificate chain and key (PEM).

@@ -325,8 +325,13 @@ class Wiped(Case):
         return b"PLAINTEXT-" + name + b"-" + os.urandom(8).hex().encode()
 
     def test_echo(self):
+        for options in ((), ("--wipe",)):
+            with self.subTest(options=options):
+                self.echoes_and_forgets(*options)
+
+    def echoes_and_forgets(self, *options):
         said, early = self.marker(b"said"), self.marker(b"early")
-        server = self.serve("--echo")
+        server = self.serve("--echo", *options)
         for version in ("1.2", "1.3"):
             with tls(server.port, client_context(version)) as one:
                 for size in (1, 20, 900):

@@ -74,6 +74,8 @@ static int parse(server *s, int argc, char **argv) {
     OPT("user", "NAME[:GROUP]", OPTION_TEXT, user,
         "become that user once the port is bound and the files\nare open; SIGHUP then reads "
         "files as that user"),
+    OPT("wipe", NULL, OPTION_FLAG, wipe,
+        "wipe OpenSSL's copies of what was received as well as our\nown: a microsecond a record"),
     OPT("core", NULL, OPTION_FLAG, core,
         "allow core dumps and debuggers: both see keys and\nplaintext"),
     OPT("cubic", NULL, OPTION_FLAG, cubic,

@@ -18,7 +18,7 @@ typedef struct serve_options {
   uint64_t threads, max_connections, max_per_address, body, hsts, min_rate;
   uint64_t receive_total, send_total, handshake_bytes, max_floods;
   int64_t handshake_timeout, idle_timeout, request_timeout, drain_timeout; /* ms */
-  bool echo, cubic, verbose, core;
+  bool echo, wipe, cubic, verbose, core;
 } serve_options;
 
 struct server;

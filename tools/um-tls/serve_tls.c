@@ -59,6 +59,7 @@ static int make_context(server *s, SSL_CTX **out) {
   um_error error;
   int result = um_tls_ctx_server(out, s->options.cert, s->options.key, &error);
   if (result) return fail(exit_code_for(result), "%s", error.message);
+  if (s->options.wipe) SSL_CTX_set_options(*out, SSL_OP_CLEANSE_PLAINTEXT);
   int code = configure(s, *out);
   if (code == EXIT_OK) return EXIT_OK;
   SSL_CTX_free(*out);
