@@ -65,7 +65,7 @@ static void step_ended(um_tls *tls) { start(tls->conn.owner); }
 static um_time park_deadline(const served *s) {
   unsigned idle = s->listener->config.idle_timeout_ms;
   if (!s->tls->shaken) return s->handshake_deadline;
-  return idle == UINT_MAX ? UM_FOREVER : um_now() + idle * UM_MS;
+  return idle == UINT_MAX ? UM_FOREVER : s->listener->reactor->looked + idle * UM_MS;
 }
 
 static void retry_later(served *s) {
@@ -247,7 +247,7 @@ static bool more_input(served *s) {
     return tls->conn.received || tls->conn.received_end;
   int result = um__tls_wait_input(tls, park_deadline(s));
   s->expired = result == -ETIMEDOUT;
-  return result == 0;
+  return result == 0 || tls->failed; /* which the next look finds */
 }
 
 static int serve(void *argument) {

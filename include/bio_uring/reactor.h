@@ -49,7 +49,8 @@ typedef struct um_reactor_config {
   unsigned entries;       /* submission queue, 8..32768, power of two; 256 */
   unsigned cq_entries;    /* completion queue, >= 2 * entries, power of two; 4096 */
   unsigned buffer_count;  /* provided receive buffers, 4..32768, power of two; 256 */
-  unsigned buffer_size;   /* bytes each, 4096..1 MiB, multiple of 4096; 16384 */
+  unsigned buffer_size;   /* bytes each, 4096..1 MiB, multiple of 4096; 16384. When both are zero
+                             and io_uring fills buffers bit by bit (kernel 6.12): 16 of 65536 */
   unsigned stack_size;    /* fiber stacks, 16384..64 MiB, multiple of 4096; 65536 */
   unsigned max_switches;  /* fiber switches before the ring is looked at, 1..65536; 256 */
   unsigned receive_limit; /* ciphertext bytes queued per connection before its receive

@@ -447,9 +447,15 @@ static int set_up_ring(um_reactor *r) {
   return result;
 }
 
+/* Where receives share a buffer few large ones do, and stay in the cache: 1 MiB in all instead of
+ * 4, which took 1.46 of epoll's CPU in bulk where this takes 1.06. */
 static int set_up_buffer_ring(um_reactor *r) {
   uring *u = state(r);
   bool incremental = um__uring_features()->incremental && !UM_ABLATED(INCREMENTAL);
+  if (incremental && r->standard_buffers) {
+    r->config.buffer_count = 16;
+    r->config.buffer_size = 65536;
+  }
   unsigned flags = incremental ? IOU_PBUF_RING_INC : 0;
   int result;
   u->buffer_ring = io_uring_setup_buf_ring(&u->ring, r->config.buffer_count, BUFFER_GROUP, flags,

@@ -86,7 +86,9 @@ static int complete_field(um_reactor_config *config, const field *f, um_error *e
   return 0;
 }
 
-static int complete_config(um_reactor_config *config, um_error *error) {
+static int complete_config(um_reactor *r, um_error *error) {
+  um_reactor_config *config = &r->config;
+  r->standard_buffers = !config->buffer_count && !config->buffer_size;
   if (!config->cq_entries && config->entries > 2048) config->cq_entries = 2 * config->entries;
   for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
     if (complete_field(config, &fields[i], error) < 0) return UM_ECONFIG;
@@ -165,7 +167,7 @@ int um_reactor_create(um_reactor **out, const um_reactor_config *config, um_erro
   TAILQ_INIT(&r->starved);
   LIST_INIT(&r->fibers);
   r->fork_generation = fork_generation;
-  int result = complete_config(&r->config, error);
+  int result = complete_config(r, error);
   if (result == 0) result = um__ablation_read(error);
   if (result == 0 && (result = allocate_parts(r)) < 0)
     um__fail(error, result, "no memory for a reactor's stacks");

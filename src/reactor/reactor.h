@@ -34,6 +34,7 @@ struct um_reactor {
   unsigned capabilities;   /* UM_CAN_* */
   uint64_t supported;      /* bit per um_op_code */
   um_reactor_config config;
+  bool standard_buffers;   /* the configuration leaves them to the backend */
 
   um_task *current;        /* running task; NULL in the loop itself */
   um_context loop;         /* the loop's own, while a fiber runs */
