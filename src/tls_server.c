@@ -42,8 +42,12 @@ struct um_tls_listener {
   um_tls_server_config config;
   um_acceptor *acceptor;
   um_fiber *accepting;
-  um_task starter;       /* starts the fibers of `runnable`, one each time it is run */
-  struct served_queue runnable;
+  um_task starter;       /* starts the fibers of both queues, one each time it is run */
+  struct served_queue runnable; /* established; served before those of `fresh` */
+  struct served_queue fresh;    /* not yet shaken; they have a share of every tick */
+  uint64_t share_tick;   /* the tick that `share_used` is of */
+  um_time share_used;    /* by handshakes */
+  unsigned in_a_row;     /* of `runnable`, since one of `fresh` had its turn */
   um_group fibers;
   um_waitq below_cap, ended;
   struct served_list connections;
@@ -177,7 +181,9 @@ static int handshake_step(served *s) {
     bool offload = um__offload_wanted(l->config.offload, tls->ctx, l->stats.shaking);
     if (offload) tls->flags |= UM_TLS_OFFLOAD;
   }
+  um_time before = um_now();
   int result = um__tls_handshake_step(tls);
+  l->share_used += um_now() - before;
   if (result == UM_OFFLOADED && !s->offloaded) {
     s->offloaded = true;
     l->stats.offloaded++;
@@ -272,26 +278,73 @@ static int serve(void *argument) {
 
 /* A fiber is made when it is its turn to run and not before: when hundreds of
  * connections have become readable at once, most handlers end before the next one
- * starts, and all run on one stack that is hot in cache. */
+ * starts, and all run on one stack that is hot in cache. What is about to end waits for
+ * no share: it computes nothing. */
 static void start(served *s) {
   um_tls_listener *l = s->listener;
   if (s->busy) return;
   unpark(s);
-  STAILQ_INSERT_TAIL(&l->runnable, s, runnable_link);
+  if (s->tls->shaken || s->expired) STAILQ_INSERT_TAIL(&l->runnable, s, runnable_link);
+  else STAILQ_INSERT_TAIL(&l->fresh, s, runnable_link);
   s->tls->conn.reader = &l->starter; /* its bytes are about to be read: they may stay */
   um_task_wake(&l->starter);
+}
+
+#define HANDSHAKE_SHARE (UM_MS / 5)
+#define IN_A_ROW 64
+
+/* The first handshake of a tick always finds a share that is not used up. */
+static bool share_is_left(um_tls_listener *l) {
+  uint64_t tick = l->reactor->metrics.ticks;
+  if (l->share_tick != tick) l->share_used = 0;
+  l->share_tick = tick;
+  return l->share_used < HANDSHAKE_SHARE;
+}
+
+static served *take(struct served_queue *queue) {
+  served *s = STAILQ_FIRST(queue);
+  if (s) STAILQ_REMOVE_HEAD(queue, runnable_link);
+  return s;
+}
+
+/* Established connections first; NULL when what is left has to wait for the next tick. */
+static served *next_in_turn(um_tls_listener *l) {
+  bool left = share_is_left(l);
+  bool overdue = l->in_a_row >= IN_A_ROW && !STAILQ_EMPTY(&l->fresh);
+  if (!overdue && !STAILQ_EMPTY(&l->runnable)) {
+    l->in_a_row++;
+    return take(&l->runnable);
+  }
+  if (!left && !overdue) return NULL;
+  l->in_a_row = 0;
+  return take(&l->fresh);
+}
+
+/* After the fiber that was started, so that what its handshake took is known. */
+static void start_more(um_tls_listener *l, bool in_this_tick) {
+  if (STAILQ_EMPTY(&l->runnable) && STAILQ_EMPTY(&l->fresh)) return;
+  if (in_this_tick) {
+    um_task_wake(&l->starter);
+    return;
+  }
+  l->starter.state = UM_TASK_READY;
+  l->starter.since = l->reactor->looked;
+  um__task_queue_push(&l->reactor->yielded, &l->starter);
 }
 
 /* Without memory for a fiber the connection tries again a little later. */
 static void start_next(um_host *host, um_task *task) {
   um_tls_listener *l = (um_tls_listener *)((char *)task - offsetof(um_tls_listener, starter));
-  served *s = STAILQ_FIRST(&l->runnable);
+  served *s = next_in_turn(l);
+  int result = 0;
   (void)host;
-  STAILQ_REMOVE_HEAD(&l->runnable, runnable_link);
-  s->tls->conn.reader = NULL;
   task->state = UM_TASK_PARKED;
-  if (!STAILQ_EMPTY(&l->runnable)) um_task_wake(task);
-  if (um__group_run(&l->fibers, serve, s) == 0) return;
+  if (s) {
+    s->tls->conn.reader = NULL;
+    result = um__group_run(&l->fibers, serve, s);
+  }
+  start_more(l, s != NULL);
+  if (result == 0) return;
   s->busy = false;
   l->stats.parked++;
   retry_later(s);
@@ -404,6 +457,7 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
   complete(&l->config);
   LIST_INIT(&l->connections);
   STAILQ_INIT(&l->runnable);
+  STAILQ_INIT(&l->fresh);
   l->trimmer = (struct um_timer){.deadline = UM_FOREVER, .fire = trim};
   bool reserved = um__timer_reserve(l->reactor) == 0;
   if (!reserved || um_task_register(&l->starter, l->reactor, &starter_host) < 0) {

@@ -239,7 +239,10 @@ typedef struct um_tls_server_config {
                                       not hold up connections that are established: UM_TLS_OFFLOAD_*,
                                       or above n > 0 handshakes in flight; see UM_TLS_OFFLOAD about
                                       callbacks. What workers allocate stays in malloc arenas of
-                                      theirs (glibc) */
+                                      theirs (glibc). What is not offloaded takes turns: parked
+                                      connections that are established go first, then handshakes
+                                      have 200 us of each round of the loop, and at least one step
+                                      of one a round and after 64 others */
 } um_tls_server_config;
 enum {
   UM_TLS_OFFLOAD_NEVER = 0,

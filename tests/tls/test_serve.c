@@ -763,3 +763,79 @@ Test(serve, a_reactor_queues_so_much_and_no_more) {
   CHECK(most_queued >= 65536);
   CHECK(most_queued <= 65536 + (PUSHERS << 20) / 8);
 }
+
+/* ---- handshakes have a share ---- */
+
+static uint64_t hello_tick;
+static int hellos, crowded, overtaken;
+static volatile bool storm_over;
+
+static uint64_t ticks(void) {
+  um_metrics m;
+  um_reactor_metrics(um_reactor_current(), &m);
+  return m.ticks;
+}
+
+/* Takes longer than the share, whatever the machine. */
+static int slow_hello(SSL *ssl, int *alert, void *argument) {
+  um_time end = um_now() + UM_MS;
+  (void)ssl, (void)alert, (void)argument;
+  hellos++;
+  crowded += hello_tick == ticks();
+  hello_tick = ticks();
+  while (um_now() < end) continue;
+  return SSL_CLIENT_HELLO_SUCCESS;
+}
+
+static int echoes_first(um_tls *tls, void **data, void *argument) {
+  overtaken += hello_tick == ticks();
+  return echoes(tls, data, argument);
+}
+
+#define STORM 32
+#define SHAKES_EACH 4
+
+static void shakes(peer *p) {
+  peer_shake(p);
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static void asks_all_the_time(peer *p) {
+  char byte = 'x';
+  peer_shake(p);
+  while (!storm_over) {
+    peer_write(p, &byte, 1);
+    peer_read(p, &byte, 1);
+    p->count++;
+  }
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int storms(void *argument) {
+  server *s = argument;
+  peer asker, peers[STORM];
+  SSL_CTX_set_client_hello_cb(s->ours, slow_hello, NULL);
+  hellos = crowded = overtaken = 0;
+  storm_over = false;
+  client(&asker, asks_all_the_time, NULL);
+  UNTIL(s->calls);
+  for (int round = 0; round < SHAKES_EACH; round++) {
+    int calls = s->calls;
+    for (int i = 0; i < STORM; i++) client(&peers[i], shakes, NULL);
+    for (int i = 0; i < STORM; i++) peer_join(&peers[i]);
+    CHECK(s->calls > calls);
+  }
+  storm_over = true;
+  peer_join(&asker);
+  CHECK_EQ(hellos, STORM * SHAKES_EACH + 1);
+  CHECK_EQ(crowded, 0);   /* one that uses up the share is the last of its tick */
+  CHECK_EQ(overtaken, 0); /* and comes after those that are established */
+  UNTIL(gone(s, STORM * SHAKES_EACH + 1));
+  CHECK_EQ(stats().handshakes, STORM * SHAKES_EACH + 1);
+  return 0;
+}
+Test(serve, established_connections_go_before_handshakes_and_both_progress) {
+  serve((um_tls_server_config){.handler = echoes_first}, storms);
+}
