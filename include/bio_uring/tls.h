@@ -41,6 +41,9 @@ typedef struct um_tls um_tls;
  * (um_tls_ctx_tickets() for its keys), chain built once (SSL_MODE_NO_AUTO_CHAIN), buffers
  * released when idle. SSL_OP_CLEANSE_PLAINTEXT, which also wipes OpenSSL's copies of what was
  * received, is not among them: it wipes 16 KiB for each record (docs/decisions/0012).
+ * Effect on a full TLS 1.3 handshake, measured by the prototypes on another machine (OpenSSL
+ * 3.0, 173 us of CPU): the chain built once -72 us where the CA is in the trust store, one ticket
+ * in place of two -10 to -14 us.
  * 0 or UM_ETLS. */
 UM_API int um_tls_ctx_defaults(SSL_CTX *ctx);
 
