@@ -202,7 +202,8 @@ static int echoes(um_tls *tls, void **data, void *argument) {
   return n < 0 ? (int)n : UM_TLS_PARK;
 }
 
-static int opened, ended;
+static int opened, ended, offload;
+static uint64_t offloaded;
 static void closed(um_tls *tls, void *data, void *argument, int reason) {
   (void)tls, (void)data, (void)argument, (void)reason;
   ended++;
@@ -225,10 +226,11 @@ static int server(void *argument) {
   um_tls_listener *l;
   um_tls_listener_stats stats;
   um_tls_server_config config = {.ctx = um_server, .handler = echoes, .closed = closed,
-                                 .max_per_address = 100};
+                                 .max_per_address = 100, .offload = offload};
   int at = listener(port);
   (void)argument;
   ended = 0;
+  offloaded = 0;
   int result = um_tls_serve(&l, at, &config);
   CHECK(sane(result));
   if (result == 0) {
@@ -237,6 +239,7 @@ static int server(void *argument) {
     CHECK_EQ(pthread_join(other.thread, NULL), 0);
     um_tls_listener_stats_get(l, &stats);
     opened = (int)stats.accepted;
+    offloaded = stats.offloaded;
     CHECK_EQ(um_tls_listener_stop(l, um_after(2000)), 0);
     CHECK_EQ(ended, opened);
     CHECK(opened <= 1);
@@ -247,6 +250,13 @@ static int server(void *argument) {
 
 static void server_life(void) { run(server, NULL); }
 Test(alloc, a_server) { sweep(server_life); }
+
+/* One of the failures leaves a handshake to its deadline, 10 s: see the commit. */
+Test(alloc, a_server_with_workers) {
+  offload = UM_TLS_OFFLOAD_ALWAYS;
+  sweep(server_life);
+  CHECK_EQ(offloaded, 1); /* in the last life nothing failed */
+}
 
 /* ---- the BIO, inside a fiber and then outside ---- */
 
