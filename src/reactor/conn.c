@@ -340,7 +340,8 @@ static void prepend(um_conn *conn, um_conn *from) {
 void um__conn_return(um_conn *conn, um_conn *from) {
   prepend(conn, from);
   for (um_slab *slab = from->output_first; slab; slab = slab->next)
-    um__conn_put(conn, slab->data + slab->start, slab->end - slab->start);
+    if (um__conn_put(conn, slab->data + slab->start, slab->end - slab->start) < 0 && !conn->received_end)
+      conn->received_end = conn->output_error; /* the peer would wait for it, and we for the peer */
   if (from->output_error && !conn->output_error) conn->output_error = from->output_error;
   um__conn_discard_output(from);
 }
