@@ -512,6 +512,7 @@ static void tell(const char *name, series *s) {
   double most = s->count ? s->seen[s->count - 1] : 0;
   printf("\"%s\": {\"n\": %ld, \"errors\": %ld, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}", name,
          s->count, s->errors, p50 * 1e6, p99 * 1e6, most * 1e6);
+  free(s->seen);
 }
 
 static void client(long live_gap, long new_gap) {
