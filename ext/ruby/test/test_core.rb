@@ -84,13 +84,53 @@ class TestCore < TLSTest
     assert_operator ObjectSpace.each_object(UM::TLS::Socket).count, :<, 150
   end
 
+  def value_of(ractor) = ractor.respond_to?(:take) ? ractor.take : ractor.value
+
+  # The machine needs nothing of the openssl gem, and so runs in every Ruby's Ractors.
+  def test_machines_in_ractors
+    verbose, $VERBOSE = $VERBOSE, nil
+    ractors = Array.new(2) do |number|
+      Ractor.new(number) do |mine|
+        machine = UM.new
+        reader, writer = IO.pipe
+        got = +""
+        fiber = machine.spin { machine.read(reader, got, 10) }
+        queue = UM::Queue.new
+        machine.spin { machine.sleep(0.001) and machine.push(queue, mine) }
+        machine.write(writer, "ractor #{mine}")
+        machine.join(fiber)
+        [got, machine.shift(queue)]
+      ensure
+        machine.shut_down
+      end
+    end
+    assert_equal [["ractor 0", 0], ["ractor 1", 1]], ractors.map { |ractor| value_of(ractor) }
+  ensure
+    $VERBOSE = verbose
+  end
+
+  def test_a_scheduler_in_a_ractor
+    verbose, $VERBOSE = $VERBOSE, nil
+    ractor = Ractor.new do
+      order = []
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule { sleep(0.002) and order << 2 }
+      Fiber.schedule { sleep(0.001) and order << 1 }
+      Fiber.set_scheduler(nil)
+      order
+    end
+    assert_equal [1, 2], value_of(ractor)
+  ensure
+    $VERBOSE = verbose
+  end
+
   def nonblock_in_ractors?
     ractor = Ractor.new do
       IO.pipe[0].nonblock = true
     rescue Ractor::UnsafeError
       false
     end
-    ractor.respond_to?(:take) ? ractor.take : ractor.value
+    value_of(ractor)
   end
 
   def test_in_a_ractor
@@ -110,7 +150,7 @@ class TestCore < TLSTest
     server.accept
     assert_equal "from a ractor", server.readpartial(100)
     server.write("ok")
-    assert_equal "ok", ractor.respond_to?(:take) ? ractor.take : ractor.value
+    assert_equal "ok", value_of(ractor)
   ensure
     $VERBOSE = verbose
   end
