@@ -43,6 +43,10 @@ document --quiet --ri --op "$tmp/ri"
 ok "the page for those who come from uringmachine runs" \
   "$ruby" -W0 -I "$extension" -I lib check_examples.rb "$root/docs/ruby-from-uringmachine.md"
 
+# Installed, the gem has nothing beside it.
+inside() { ! grep -n '](\.\./' README.md CHANGELOG.md; }
+ok "the gem's pages link to nothing outside of it" inside
+
 # ---- signatures ----
 
 if ! rbs=$("$ruby" -e 'print Gem.bin_path("rbs", "rbs")' 2>/dev/null); then
