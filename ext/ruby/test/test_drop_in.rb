@@ -42,12 +42,9 @@ class TestDropIn < TLSTest
     end
   end
 
-  def in_foreign(&block)
-    scheduler = SelectScheduler.new
-    result = scheduled(scheduler, &block)
-    assert_operator scheduler.calls[:io_wait], :>, 0
-    result
-  end
+  # That it waits in io_wait is test_schedulers.rb's to show: here the answer may be there first,
+  # when the kernel lets the server run in our place.
+  def in_foreign(&block) = scheduled(SelectScheduler.new, &block)
 
   def in_async(&block)
     result = nil
