@@ -76,7 +76,7 @@ else
       "$ruby" -W0 -r rbs/test/setup -I "$extension" -I lib -I test "test/$file.rb" "$@"
   }
   ok "types hold in the drop-in tests" typed test_drop_in
-  ok "types hold in the schedulers' tests" typed test_schedulers -e '/its_buffer|test_sleep_block/'
+  ok "types hold in the schedulers' tests" typed test_schedulers -e '/its_buffer|test_sleep_block|bad_input/'
   ok "types hold in the machine's tests" typed test_machine -n /TestMachine/ -e '/spin_and_join|test_sleepers/'
 fi
 

@@ -203,7 +203,6 @@ static VALUE machine_close(VALUE self, VALUE io) {
   return INT2NUM((int)um_finish(um_close(um_fd_of(io))));
 }
 
-/* shutdown(fd, how): how as in shutdown(2), Socket::SHUT_WR and so on. */
 static bool end_wait(task *t, int fd) {
   if (!t->is_parked || t->fd != fd + 1) return false;
   um_interrupt(t, rb_exc_new_cstr(rb_eIOError, "stream closed in another thread"));
@@ -221,6 +220,7 @@ static VALUE machine_closing(VALUE self, VALUE io) {
   return self;
 }
 
+/* shutdown(fd, how): how as in shutdown(2), Socket::SHUT_WR and so on. */
 static VALUE machine_shutdown(VALUE self, VALUE io, VALUE how) {
   um_enter(um_machine_get(self));
   return INT2NUM((int)um_finish(um_shutdown(um_fd_of(io), NUM2INT(how), um_deadline(UM_FOREVER))));
