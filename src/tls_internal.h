@@ -105,7 +105,8 @@ void um__tls_unlock_write(um_tls *tls);
 /* A server stream whose SSL is made when it is first needed. */
 int um__tls_new(um_tls **out, um_reactor *reactor, int fd, SSL_CTX *ctx,
                 const um_tls_options *options, bool server);
-int um__tls_make_ssl(um_tls *tls, const um_tls_options *options);
+/* A client's still has to be told what it is to verify. */
+int um__tls_make_ssl(um_tls *tls);
 void um__tls_free(um_tls *tls);
 /* close_notify into the output queue, if it can still be sent. */
 void um__tls_notify(um_tls *tls);

@@ -215,7 +215,7 @@ static int compute_step(um_tls *tls) {
     tls->step_taken = false;
     return tls->step_result;
   }
-  int result = tls->ssl ? 0 : um__tls_make_ssl(tls, NULL);
+  int result = tls->ssl ? 0 : um__tls_make_ssl(tls);
   if (result < 0) return result;
   um__bio_budget(tls->bio, HANDSHAKE_BUDGET);
   if (um__offload_step(tls, do_handshake)) return UM_OFFLOADED;
@@ -307,7 +307,6 @@ static int set_up_client(um_tls *tls, const um_tls_options *options) {
   SSL *ssl = tls->ssl;
   int result = 0;
   SSL_set_connect_state(ssl);
-  /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): only a server is made without any */
   if (options->hostname) result = set_identity(tls, options->hostname);
   SSL_set_verify(ssl, tls->flags & UM_TLS_INSECURE ? SSL_VERIFY_NONE : SSL_VERIFY_PEER,
                  SSL_get_verify_callback(ssl));
@@ -318,7 +317,7 @@ static int set_up_client(um_tls *tls, const um_tls_options *options) {
 
 /* In memory mode a write must take whole records and never be asked twice; a read
  * gives its buffer back when idle. */
-int um__tls_make_ssl(um_tls *tls, const um_tls_options *options) {
+int um__tls_make_ssl(um_tls *tls) {
   tls->ssl = SSL_new(tls->ctx);
   tls->bio = tls->ssl ? um__bio_new(&tls->conn) : NULL;
   if (tls->bio) SSL_set_bio(tls->ssl, tls->bio, tls->bio);
@@ -332,8 +331,7 @@ int um__tls_make_ssl(um_tls *tls, const um_tls_options *options) {
   SSL_clear_mode(tls->ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
   if (UM_ABLATED(RELEASE_BUFFERS)) SSL_clear_mode(tls->ssl, SSL_MODE_RELEASE_BUFFERS);
   SSL_set_read_ahead(tls->ssl, 0);
-  if (!tls->server) return set_up_client(tls, options);
-  SSL_set_accept_state(tls->ssl);
+  if (tls->server) SSL_set_accept_state(tls->ssl);
   return 0;
 }
 
@@ -376,7 +374,8 @@ static int wrap(um_tls **out, int fd, SSL_CTX *ctx, const um_tls_options *option
   int result = !task ? UM_ENOTFIBER : 0;
   if (!server && !options->hostname && !(options->flags & UM_TLS_INSECURE)) result = -EINVAL;
   if (result == 0) result = um__tls_new(&tls, task->reactor, fd, ctx, options, server);
-  if (result == 0) result = um__tls_make_ssl(tls, options);
+  if (result == 0) result = um__tls_make_ssl(tls);
+  if (result == 0 && !server) result = set_up_client(tls, options);
   if (result == 0) {
     *out = tls;
     return 0;

@@ -31,9 +31,8 @@ static int host_park(um_host *host, um_task *task) {
 }
 
 static void fiber_free(um_fiber *fiber) {
-  um_reactor *r = fiber->task.reactor;
   um__context_free(&fiber->context);
-  um__stack_give(r->stacks, fiber->stack);
+  um__stack_give(fiber->stack);
 }
 
 static void host_resume(um_host *host, um_task *task) {
@@ -151,7 +150,7 @@ static um_fiber *fiber_new(um_reactor *r, size_t stack_size) {
   memset(fiber, 0, sizeof *fiber);
   fiber->stack = stack;
   if (um_task_register(&fiber->task, r, &fiber_host) < 0) {
-    um__stack_give(r->stacks, stack);
+    um__stack_give(stack);
     return NULL;
   }
   um_stack rest = {.bottom = stack->bottom, .size = (size_t)((char *)fiber - stack->bottom)};

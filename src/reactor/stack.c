@@ -39,23 +39,23 @@ typedef struct arena {
   size_t length;
 } arena;
 
-typedef struct size_class {
-  struct size_class *next;
+typedef struct um_stack_class {
+  struct um_stack_class *next;
   size_t size;
   um_stack *free;
   unsigned free_count;
-} size_class;
+} um_stack_class;
 
 struct um_stack_pool {
   arena *arenas;
-  size_class *classes;
+  um_stack_class *classes;
 };
 
 um_stack_pool *um__stack_pool_new(void) { return um__alloc(sizeof(um_stack_pool)); }
 
 void um__stack_pool_free(um_stack_pool *pool) {
   if (!pool) return;
-  for (size_class *c = pool->classes, *next; c; c = next) {
+  for (um_stack_class *c = pool->classes, *next; c; c = next) {
     next = c->next;
     for (um_stack *s = c->free; s; s = s->next) VALGRIND_STACK_DEREGISTER(s->valgrind_id);
     um__free(c);
@@ -68,10 +68,10 @@ void um__stack_pool_free(um_stack_pool *pool) {
   um__free(pool);
 }
 
-static size_class *class_of(um_stack_pool *pool, size_t size) {
-  for (size_class *c = pool->classes; c; c = c->next)
+static um_stack_class *class_of(um_stack_pool *pool, size_t size) {
+  for (um_stack_class *c = pool->classes; c; c = c->next)
     if (c->size == size) return c;
-  size_class *c = um__alloc(sizeof *c);
+  um_stack_class *c = um__alloc(sizeof *c);
   if (!c) return NULL;
   c->size = size;
   c->next = pool->classes;
@@ -88,7 +88,7 @@ static um_stack *header(char *bottom, size_t size) {
   return (um_stack *)(((uintptr_t)bottom + size - sizeof(um_stack)) & ~(uintptr_t)63);
 }
 
-static int add_arena(um_stack_pool *pool, size_class *c) {
+static int add_arena(um_stack_pool *pool, um_stack_class *c) {
   size_t each = c->size + PAGE, length = each * STACKS_PER_ARENA;
   arena *a = um__alloc(sizeof *a);
   if (!a) return -1;
@@ -107,7 +107,8 @@ static int add_arena(um_stack_pool *pool, size_class *c) {
   for (unsigned i = STACKS_PER_ARENA; i-- > 0;) {
     char *bottom = a->base + i * each + PAGE;
     um_stack *stack = header(bottom, c->size);
-    *stack = (um_stack){.bottom = bottom, .size = (size_t)((char *)stack - bottom), .next = c->free};
+    *stack = (um_stack){.next = c->free, .class = c, .bottom = bottom};
+    stack->size = (size_t)((char *)stack - bottom);
     stack->valgrind_id = (unsigned)VALGRIND_STACK_REGISTER(bottom, stack);
     c->free = stack;
     c->free_count++;
@@ -116,7 +117,7 @@ static int add_arena(um_stack_pool *pool, size_class *c) {
 }
 
 um_stack *um__stack_take(um_stack_pool *pool, size_t size) {
-  size_class *c = class_of(pool, size);
+  um_stack_class *c = class_of(pool, size);
   if (!c || (!c->free && add_arena(pool, c) != 0)) return NULL;
   um_stack *stack = c->free;
   c->free = stack->next;
@@ -124,9 +125,8 @@ um_stack *um__stack_take(um_stack_pool *pool, size_t size) {
   return stack;
 }
 
-void um__stack_give(um_stack_pool *pool, um_stack *stack) {
-  size_class *c = class_of(pool, (size_t)((((uintptr_t)stack | (PAGE - 1)) + 1) -
-                                          (uintptr_t)stack->bottom));
+void um__stack_give(um_stack *stack) {
+  um_stack_class *c = stack->class;
 #ifdef UM_ASAN
   __asan_unpoison_memory_region(stack->bottom, stack->size);
 #endif

@@ -27,6 +27,7 @@
 
 typedef struct um_stack {
   struct um_stack *next; /* in the pool */
+  struct um_stack_class *class; /* where it came from and goes back to */
   char *bottom;          /* lowest usable address */
   size_t size;
   unsigned valgrind_id;
@@ -38,7 +39,7 @@ um_stack_pool *um__stack_pool_new(void);
 void um__stack_pool_free(um_stack_pool *pool);
 /* A stack of `size` bytes, or NULL. Its um_stack sits at its own top. */
 um_stack *um__stack_take(um_stack_pool *pool, size_t size);
-void um__stack_give(um_stack_pool *pool, um_stack *stack);
+void um__stack_give(um_stack *stack);
 
 /* What the sanitizers must know about one side of a switch. */
 typedef struct um_context {
