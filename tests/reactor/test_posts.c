@@ -148,8 +148,9 @@ static atomic_bool node_free;
 
 static int node_ran(void *argument) {
   keeper *k = argument;
+  if (++k->count == 20) return ends(k); /* and the handler may not push it again */
   atomic_store(&node_free, true);
-  return ++k->count == 20 ? ends(k) : 0;
+  return 0;
 }
 
 static void on_alarm(int number) {
