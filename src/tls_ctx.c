@@ -70,8 +70,9 @@ int um_tls_ctx_server(SSL_CTX **out, const char *chain_file, const char *key_fil
   static const unsigned char session_id_context[] = "bio_uring";
   int result = make(out, TLS_server_method(), error);
   if (result == 0) result = load_pair(*out, chain_file, key_file, error);
-  if (result == 0)
-    SSL_CTX_set_session_id_context(*out, session_id_context, sizeof session_id_context - 1);
+  if (result == 0 && SSL_CTX_set_session_id_context(*out, session_id_context,
+                                                   sizeof session_id_context - 1) != 1)
+    result = um__fail(error, UM_ETLS, "sessions: %s", reason());
   return finish(out, result);
 }
 
