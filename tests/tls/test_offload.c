@@ -358,9 +358,9 @@ TEST(offload, a_listener_stops_while_handshakes_are_out) {
                .config = {.offload = UM_TLS_OFFLOAD_ALWAYS, .flags = UM_TLS_THREADSAFE_CALLBACKS}};
   serve_with(&s, "server");
   SSL_CTX_set_info_callback(s.config.ctx, look_around);
-  naps = 20;
+  naps = 60;
   CHECK_EQ(run_fibers(run_service, &s), 0);
   CHECK(s.stats.shaking > 0);
-  CHECK_EQ(s.stats.parked, s.stats.open);
+  CHECK(s.stats.parked >= s.stats.shaking); /* those that are done may run handlers */
   service_end(&s);
 }
