@@ -258,7 +258,7 @@ typedef struct service {
   SSL_CTX *client;
   int clients, fine, reasons[2]; /* of closed(): without and with an error */
   uint16_t port;
-  unsigned stop_after_ms;
+  bool stops_shaking;
 } service;
 
 static int echo(um_tls *tls, void **data, void *argument) {
@@ -299,9 +299,12 @@ static int run_service(void *argument) {
   CHECK_EQ(um_tls_serve(&l, fd, &s->config), 0);
   um_group_init(&clients);
   for (int i = 0; i < s->clients; i++) CHECK_EQ(um_group_spawn(&clients, one_client, s, NULL), 0);
-  if (s->stop_after_ms) um_fiber_sleep(um_after(s->stop_after_ms));
-  else CHECK_EQ(um_group_join(&clients, UM_FOREVER), 0);
+  if (!s->stops_shaking) CHECK_EQ(um_group_join(&clients, UM_FOREVER), 0);
   um_tls_listener_stats_get(l, &s->stats);
+  while (s->stops_shaking && !s->stats.shaking) {
+    um_fiber_sleep(um_after(1));
+    um_tls_listener_stats_get(l, &s->stats);
+  }
   CHECK_EQ(um_tls_listener_stop(l, um_after(5000)), 0);
   close(fd);
   CHECK_EQ(um_group_join(&clients, UM_FOREVER), 0);
@@ -354,7 +357,7 @@ TEST(offload, served_connections_hold_no_fiber_meanwhile_and_expire) {
 }
 
 TEST(offload, a_listener_stops_while_handshakes_are_out) {
-  service s = {.clients = 10, .stop_after_ms = 30,
+  service s = {.clients = 10, .stops_shaking = true,
                .config = {.offload = UM_TLS_OFFLOAD_ALWAYS, .flags = UM_TLS_THREADSAFE_CALLBACKS}};
   serve_with(&s, "server");
   SSL_CTX_set_info_callback(s.config.ctx, look_around);
