@@ -43,6 +43,8 @@ typedef struct life {
 static life *current; /* for the report of a crash */
 static bool tell;     /* how the only seed went */
 
+static unsigned long cancels, forks, jumps, allocations; /* what is not the kernel's */
+
 /* ---- chance ---- */
 
 static unsigned roll(life *l, unsigned sides) {
@@ -90,7 +92,9 @@ static unsigned allocation_dice, allocation_percent;
 
 static int allocation_fails(void) {
   allocation_dice = allocation_dice * 1103515245u + 12345u;
-  return (allocation_dice >> 16) % 100 < allocation_percent;
+  bool fails = (allocation_dice >> 16) % 100 < allocation_percent;
+  allocations += fails;
+  return fails;
 }
 
 /* What belongs to the parent says so in the child and can be let go. */
@@ -111,11 +115,11 @@ static void fork_here(life *l) {
 
 /* Between two waits of the scripted kernel. */
 static void disturb(life *l) {
-  if (l->jumps && chance(l, 3)) ns += (1 + roll(l, 100)) * UM_SECOND;
-  if (l->forks && chance(l, 1)) fork_here(l);
+  if (l->jumps && chance(l, 3)) ns += (1 + roll(l, 100)) * UM_SECOND, jumps++;
+  if (l->forks && chance(l, 1)) fork_here(l), forks++;
   if (l->over) return;
-  if (chance(l, 2) && l->reader) um_fiber_cancel(l->reader);
-  if (chance(l, 2) && l->writer) um_fiber_cancel(l->writer);
+  if (chance(l, 2) && l->reader) um_fiber_cancel(l->reader), cancels++;
+  if (chance(l, 2) && l->writer) um_fiber_cancel(l->writer), cancels++;
 }
 
 /* ---- the peer ---- */
@@ -335,6 +339,15 @@ static void run_seed(uint64_t seed) {
 
 /* ---- the program ---- */
 
+static void show_injected(void) {
+  for (int i = 0; i < SCRIPT_KINDS; i++)
+    printf("# %-46s %9lu\n", script_injected_all[i].name, script_injected_all[i].count);
+  printf("# %-46s %9lu\n", "allocations that failed", allocations);
+  printf("# %-46s %9lu\n", "fibers cancelled", cancels);
+  printf("# %-46s %9lu\n", "jumps of the clock, 1 to 100 s", jumps);
+  printf("# %-46s %9lu\n", "forks", forks);
+}
+
 static void crashed(int number) {
   char text[128];
   int length = snprintf(text, sizeof text, "# seed %llu ended with signal %d: run faults %llu\nnot ok 1 - seeds\n",
@@ -365,6 +378,7 @@ int main(int argc, char **argv) {
   }
   memory_peer_ctx_free();
   CHECK_EQ(open_fds(), fds);
+  if (count > 1) show_injected();
   printf("ok 1 - %llu seeds from %llu\n1..1\n", (unsigned long long)count, (unsigned long long)from);
   return 0;
 }

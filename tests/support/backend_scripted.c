@@ -59,6 +59,21 @@ struct script {
   script_counts counts;
 };
 
+script_injected script_injected_all[SCRIPT_KINDS] = {
+  {"short answers", 0}, {"late answers", 0}, {"completions of an operation long gone", 0},
+  {"ENOBUFS", 0}, {"operations refused (queue full, no memory)", 0},
+  {"cancelled, told before the operation", 0}, {"cancelled, told a wait later", 0},
+  {"cancelled too late", 0}, {"EINTR", 0}, {"EAGAIN", 0}, {"ENOMEM", 0}, {"ECANCELED unasked", 0},
+  {"ECONNRESET", 0}, {"ETIMEDOUT", 0}, {"EPIPE", 0}, {"EIO", 0}};
+
+static void injected(int kind) { script_injected_all[kind].count++; }
+
+static void injected_error(int error) {
+  static const int errors[] = {-EINTR, -EAGAIN, -ENOMEM, -ECANCELED, -ECONNRESET, -ETIMEDOUT, -EPIPE, -EIO};
+  for (int i = 0; i < (int)(sizeof errors / sizeof *errors); i++)
+    if (errors[i] == error) injected(SCRIPT_EINTR + i);
+}
+
 static script *of(const um_reactor *r) { return r->backend_state; }
 
 /* xorshift: the same everywhere. */
@@ -202,7 +217,11 @@ static bool waits_by_nature(script *s, const um_op *op) {
 
 static int limit(script *s, const answer *a, size_t most) {
   if (a->result >= 0 && (size_t)a->result < most) most = (size_t)a->result;
-  else if (a->result == ANSWER_ALL && most > 1 && chance(s, 30)) most = 1 + roll(s, (unsigned)most);
+  else if (a->result == ANSWER_ALL && most > 1 && chance(s, 30)) {
+    size_t all = most;
+    most = 1 + roll(s, (unsigned)most);
+    if (most < all) injected(SCRIPT_SHORT);
+  }
   return (int)most;
 }
 
@@ -224,7 +243,10 @@ static size_t vector_length(const struct msghdr *message) {
 }
 
 static bool lend(script *s, um_completion *c) {
-  if (!s->free_count || chance(s, 5)) return false;
+  if (!s->free_count || chance(s, 5)) {
+    injected(SCRIPT_ENOBUFS);
+    return false;
+  }
   c->buffer = s->free_buffers[--s->free_count];
   s->lent[c->buffer] = c->has_buffer = true;
   s->counts.lent++;
@@ -277,6 +299,7 @@ static void perform(script *s, um_op *op, const answer *a, um_completion *c) {
   bool has_result = a->result != ANSWER_ALL && a->result != ANSWER_NEVER;
   if (has_result && a->result < 0) {
     c->result = a->result;
+    injected_error(a->result);
     if (s->options.fault_percent) break_stream(s, op, a->result);
     return;
   }
@@ -322,9 +345,11 @@ static void deliver(script *s, owned *o, um_completion *c) {
   int fd = op->fd;
   bool sends = op->code == UM_OP_SEND || op->code == UM_OP_SENDMSG || op->code == UM_OP_SEND_ZC;
   bool stale = o->what.stale_before && op->generation;
+  if (stale) injected(SCRIPT_STALE);
   if (stale) um__op_complete(s->reactor, user_data - ((uint64_t)1 << 32), &(um_completion){.result = -EIO});
   c->more = is_multi(op) && !o->what.ends && c->result > 0 && !o->cancelled && !chance(s, 20);
   s->counts.completed++;
+  if (o->what.after && !o->cancelled) injected(SCRIPT_LATE);
   if (c->more) plan_next(s, o);
   else unlink_owned(s, o), free(o);
   um__op_complete(s->reactor, user_data, c);
@@ -347,6 +372,9 @@ static void deliver_cancelled(script *s, owned *o) {
     else how = CANCEL_ENDS;
   }
   if (how == CANCEL_FIRST) answer_cancel(s, user_data, 0);
+  if (how == CANCEL_FIRST) injected(SCRIPT_CANCEL_FIRST);
+  else if (how == CANCEL_SPLIT) injected(SCRIPT_CANCEL_SPLIT);
+  else if (how == CANCEL_LOSES) injected(SCRIPT_CANCEL_LOST);
   deliver(s, o, &c);
   if (how == CANCEL_SPLIT) script_deliver(s, user_data | UM_USER_DATA_CANCEL, 0);
   else if (how != CANCEL_FIRST) answer_cancel(s, user_data, how == CANCEL_LOSES ? -EALREADY : 0);
@@ -399,7 +427,10 @@ static unsigned deliver_due(script *s) {
 
 static int scripted_submit(um_reactor *r, um_op *op) {
   script *s = of(r);
-  if (chance(s, s->options.refuse_percent)) return roll(s, 2) ? -EAGAIN : -ENOMEM;
+  if (chance(s, s->options.refuse_percent)) {
+    injected(SCRIPT_REFUSED);
+    return roll(s, 2) ? -EAGAIN : -ENOMEM;
+  }
   owned *o = calloc(1, sizeof *o);
   CHECK(o != NULL);
   for (owned *other = s->first; other; other = other->next) CHECK(other->op != op);

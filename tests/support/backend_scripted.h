@@ -77,6 +77,15 @@ void script_deliver(script *s, uint64_t user_data, int result);
 typedef struct script_counts {
   unsigned submitted[UM_OP_COUNT], cancelled, completed, waits, lent;
 } script_counts;
+/* What happened at random so far in all scripts of this process: each kind by its name. */
+typedef struct script_injected {
+  const char *name;
+  unsigned long count;
+} script_injected;
+enum { SCRIPT_SHORT, SCRIPT_LATE, SCRIPT_STALE, SCRIPT_ENOBUFS, SCRIPT_REFUSED, SCRIPT_CANCEL_FIRST,
+       SCRIPT_CANCEL_SPLIT, SCRIPT_CANCEL_LOST, SCRIPT_EINTR, SCRIPT_EAGAIN, SCRIPT_ENOMEM,
+       SCRIPT_ECANCELED, SCRIPT_ECONNRESET, SCRIPT_ETIMEDOUT, SCRIPT_EPIPE, SCRIPT_EIO, SCRIPT_KINDS };
+extern script_injected script_injected_all[SCRIPT_KINDS];
 script_counts script_count(const script *s);
 unsigned script_owned(const script *s); /* operations that have not completed */
 
