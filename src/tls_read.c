@@ -158,6 +158,10 @@ int um__tls_peek_step(um_tls *tls) {
   size_t count;
   if (unread(tls)) return 1;
   if (tls->failed) return tls->failed;
+  if (!worth_trying(tls)) {
+    um__bio_budget(tls->bio, 0); /* of an earlier call: was not used up by this one */
+    return UM_WANT_INPUT;
+  }
   int result = um__ssl_call(tls, ssl_peek, &byte, 1, &count);
   if (result > 0) tls->floods = 0;
   return result;

@@ -32,6 +32,7 @@ void um__ssl_run(void *argument) {
   if (ERR_peek_error()) ERR_clear_error();
   call->result = call->function(ssl, call->buffer, call->length, &call->done);
   call->error = call->result > 0 ? SSL_ERROR_NONE : SSL_get_error(ssl, call->result);
+  if (call->error == SSL_ERROR_WANT_READ) return; /* which tells that the queue is empty */
   call->reason = ERR_peek_last_error();
   if (call->reason) ERR_clear_error();
 }
