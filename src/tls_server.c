@@ -389,12 +389,10 @@ static int admit(um_tls_listener *l, int fd, um_peer **peer) {
 
 static void accepted(um_tls_listener *l, int fd) {
   um_peer *peer;
-  int one = 1;
   if (admit(l, fd, &peer) < 0) {
     close(fd);
     return;
   }
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   served *s = served_new(l, fd);
   if (!s) {
     um__peers_leave(&l->peers, peer);
@@ -466,6 +464,8 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
     um__free(l);
     return -ENOMEM;
   }
+  int one = 1; /* which every connection inherits */
+  setsockopt(listen_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   um_fiber_options options = {.name = "accepting"};
   int result = um_acceptor_create(&l->acceptor, listen_fd);
   if (result == 0) result = um_fiber_spawn(NULL, &l->accepting, accept_loop, l, &options);

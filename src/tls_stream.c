@@ -463,10 +463,12 @@ static int receive_scrap(um_tls *tls, um_time until) {
   return um__await(op, until);
 }
 
-/* With nothing unread it is enough that the peer's kernel has it all; nothing tells us
- * when, so look again and again. A cancellation is the caller's to hear of. */
+/* After its end the peer sends no more. With nothing unread it is enough that its kernel has
+ * it all; nothing tells us when, so look again and again. A cancellation is the caller's to
+ * hear of. */
 static int linger(um_tls *tls, um_time deadline) {
   int fd = tls->conn.fd;
+  if (tls->conn.received_end == 1) return 0;
   bool unread = tls->conn.received || queued_in_kernel(fd, FIONREAD);
   if (!unread && !queued_in_kernel(fd, SIOCOUTQNSD)) return 0;
   shutdown(fd, SHUT_WR);
