@@ -37,6 +37,7 @@ typedef struct arena {
   struct arena *next;
   char *base;
   size_t length;
+  um_stack stacks[STACKS_PER_ARENA];
 } arena;
 
 typedef struct um_stack_class {
@@ -84,10 +85,6 @@ static int install_guard(char *page) {
   return madvise(page, PAGE, MADV_GUARD_INSTALL) == 0 ? 0 : mprotect(page, PAGE, PROT_NONE);
 }
 
-static um_stack *header(char *bottom, size_t size) {
-  return (um_stack *)(((uintptr_t)bottom + size - sizeof(um_stack)) & ~(uintptr_t)63);
-}
-
 static int add_arena(um_stack_pool *pool, um_stack_class *c) {
   size_t each = c->size + PAGE, length = each * STACKS_PER_ARENA;
   arena *a = um__alloc(sizeof *a);
@@ -106,10 +103,9 @@ static int add_arena(um_stack_pool *pool, um_stack_class *c) {
     if (install_guard(a->base + i * each) != 0) return -1;
   for (unsigned i = STACKS_PER_ARENA; i-- > 0;) {
     char *bottom = a->base + i * each + PAGE;
-    um_stack *stack = header(bottom, c->size);
-    *stack = (um_stack){.next = c->free, .class = c, .bottom = bottom};
-    stack->size = (size_t)((char *)stack - bottom);
-    stack->valgrind_id = (unsigned)VALGRIND_STACK_REGISTER(bottom, stack);
+    um_stack *stack = &a->stacks[i];
+    *stack = (um_stack){.bottom = bottom, .size = c->size, .class = c, .next = c->free};
+    stack->valgrind_id = (unsigned)VALGRIND_STACK_REGISTER(bottom, bottom + c->size);
     c->free = stack;
     c->free_count++;
   }
@@ -130,10 +126,7 @@ void um__stack_give(um_stack *stack) {
 #ifdef UM_ASAN
   __asan_unpoison_memory_region(stack->bottom, stack->size);
 #endif
-  if (++c->free_count > KEEP_WARM) { /* all but the page that holds the header */
-    char *last = (char *)((uintptr_t)stack & ~(PAGE - 1));
-    if (last > stack->bottom) madvise(stack->bottom, (size_t)(last - stack->bottom), MADV_DONTNEED);
-  }
+  if (++c->free_count > KEEP_WARM) madvise(stack->bottom, stack->size, MADV_DONTNEED);
   stack->next = c->free;
   c->free = stack;
 }

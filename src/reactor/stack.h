@@ -27,7 +27,7 @@
 
 typedef struct um_stack {
   struct um_stack *next; /* in the pool */
-  struct um_stack_class *class; /* where it came from and goes back to */
+  struct um_stack_class *class; /* of its size */
   char *bottom;          /* lowest usable address */
   size_t size;
   unsigned valgrind_id;
@@ -37,7 +37,7 @@ typedef struct um_stack_pool um_stack_pool;
 
 um_stack_pool *um__stack_pool_new(void);
 void um__stack_pool_free(um_stack_pool *pool);
-/* A stack of `size` bytes, or NULL. Its um_stack sits at its own top. */
+/* A stack of `size` bytes, or NULL. Its um_stack is not in it: a free one keeps no page. */
 um_stack *um__stack_take(um_stack_pool *pool, size_t size);
 void um__stack_give(um_stack *stack);
 

@@ -28,6 +28,39 @@ static int joins_for_result(void *argument) {
 
 TEST(fibers, join_gives_the_result) { CHECK_EQ(run_fibers(joins_for_result, NULL), 5); }
 
+static size_t resident_pages(void) {
+  size_t pages = 0;
+  FILE *file = fopen("/proc/self/statm", "r");
+  CHECK(file != NULL);
+  CHECK_EQ(fscanf(file, "%*u %zu", &pages), 1);
+  fclose(file);
+  return pages;
+}
+
+static int naps(void *argument) {
+  (void)argument;
+  return um_fiber_sleep(um_after(20));
+}
+
+/* A stack holds a page at least while its fiber lives, and none afterwards, but for those
+ * that are kept for the next. */
+static int comes_and_goes_in_thousands(void *argument) {
+  enum { COUNT = 4000 };
+  static um_fiber *fibers[COUNT];
+  (void)argument;
+  size_t before = resident_pages();
+  for (int i = 0; i < COUNT; i++) fibers[i] = spawn(naps, NULL);
+  um_fiber_sleep(um_after(1)); /* all have begun */
+  CHECK(resident_pages() >= before + COUNT);
+  for (int i = 0; i < COUNT; i++) CHECK_EQ(join(fibers[i]), 0);
+  CHECK(resident_pages() < before + COUNT / 2);
+  return 0;
+}
+
+TEST(fibers, stacks_go_back_to_the_system) {
+  if (!UNDER_ASAN) CHECK_EQ(run_fibers(comes_and_goes_in_thousands, NULL), 0); /* shadow stays */
+}
+
 static int counts(void *argument) {
   ++*(int *)argument;
   return 0;
