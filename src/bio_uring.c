@@ -19,8 +19,8 @@
 #define UNLIMITED UINT32_MAX
 
 typedef struct um_bio {
-  um_conn *conn;         /* &own, or the stream's */
-  um_conn own;
+  um_conn *conn;         /* own, or the stream's */
+  um_conn *own;          /* NULL in a stream's */
   bool suspending;
   bool reading, writing; /* a fiber is in there */
   bool budget_spent;
@@ -288,9 +288,12 @@ static long bio_ctrl(BIO *bio, int command, long number, void *pointer) {
 
 static int bio_create(BIO *bio) {
   um_bio *b = um__alloc(sizeof *b);
-  if (!b) return 0;
-  b->conn = &b->own;
-  b->own.fd = -1;
+  if (b) b->conn = b->own = um__alloc(sizeof *b->own);
+  if (!b || !b->own) {
+    um__free(b);
+    return 0;
+  }
+  b->own->fd = -1;
   b->deadline = UM_FOREVER;
   b->suspending = true;
   BIO_set_data(bio, b);
@@ -324,9 +327,10 @@ static int bio_destroy(BIO *bio) {
   um_bio *b = state(bio);
   if (!b) return 0;
   BIO_set_data(bio, NULL);
-  int fd = b->own.fd;
-  if (b->conn == &b->own && !close_conn(b)) return 1;
+  int fd = b->own ? b->own->fd : -1;
+  if (b->own && !close_conn(b)) return 1;
   if (BIO_get_shutdown(bio) && b->suspending && fd >= 0) close(fd);
+  um__free(b->own);
   um__free(b);
   return 1;
 }
@@ -362,8 +366,13 @@ static BIO *new_bio(um_conn *conn, int fd, bool suspending) {
   BIO_set_shutdown(bio, BIO_NOCLOSE);
   b->suspending = suspending;
   b->budget = UNLIMITED;
-  if (conn) b->conn = conn;
-  else um__conn_init(&b->own, fd);
+  if (!conn) {
+    um__conn_init(b->own, fd);
+  } else {
+    um__free(b->own);
+    b->own = NULL;
+    b->conn = conn;
+  }
   BIO_set_init(bio, 1);
   return bio;
 }
