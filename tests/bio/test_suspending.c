@@ -588,7 +588,8 @@ static int answers_one(um_tls *tls, void **data, void *argument) {
 
 static int many(void *argument) {
   um_tls_listener *l;
-  um_tls_server_config config = {.ctx = um_server_ctx("server", 0), .handler = answers_one};
+  um_tls_server_config config = {.ctx = um_server_ctx("server", 0), .handler = answers_one,
+                                 .handshake_timeout_ms = 60000}; /* an emulated machine is slow */
   um_group group;
   (void)argument;
   int fd = listener(many_port);

@@ -132,7 +132,7 @@ TEST(fibers, calls_outside_fibers_say_so) {
   CHECK_EQ(um_local_set(0, &group), UM_ENOTFIBER);
 }
 
-static int waits_in_join(void *argument) { return um_fiber_join(argument, NULL, um_after(1)); }
+static int waits_in_join(void *argument) { return um_fiber_join(argument, NULL, UM_FOREVER); }
 
 static int sleeps_until_cancelled(void *argument) {
   (void)argument;
@@ -164,7 +164,7 @@ typedef struct log {
 static int waits_three_times(void *argument) {
   log *l = argument;
   l->cancelled_before = um_fiber_cancelled();
-  l->first = um_fiber_sleep(um_after(2));
+  l->first = um_fiber_sleep(um_after(2000));
   l->second = um_fiber_sleep(um_after(1));
   l->third = um_fiber_yield();
   l->cancelled_after = um_fiber_cancelled();

@@ -281,7 +281,7 @@ static int one_client(void *argument) {
   char port[8], byte = 'x';
   um_tls_options options = {.hostname = "localhost"};
   snprintf(port, sizeof port, "%u", s->port);
-  if (um_tls_connect(&tls, "127.0.0.1", port, s->client, &options, um_after(20000), NULL) < 0) return 0;
+  if (um_tls_connect(&tls, "127.0.0.1", port, s->client, &options, um_after(60000), NULL) < 0) return 0;
   if (um_tls_write(tls, &byte, 1, UM_FOREVER) == 1 && um_tls_read(tls, &byte, 1, UM_FOREVER) == 1)
     s->fine++;
   um_tls_close(tls, um_after(1000));
@@ -294,6 +294,7 @@ static int run_service(void *argument) {
   um_group clients;
   int fd = listener(&s->port, 512);
   s->config.handler = echo;
+  if (!s->config.handshake_timeout_ms) s->config.handshake_timeout_ms = 60000; /* valgrind is slow */
   s->config.closed = closed;
   s->config.arg = s;
   CHECK_EQ(um_tls_serve(&l, fd, &s->config), 0);
