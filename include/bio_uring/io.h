@@ -43,7 +43,8 @@ UM_API ssize_t um_sendmsg(int fd, const struct msghdr *message, int flags, um_ti
 /* recvmsg(2). */
 UM_API ssize_t um_recvmsg(int fd, struct msghdr *message, int flags, um_time deadline);
 
-/* pread(2); offset -1 is read(2), which uses and moves the file position. */
+/* pread(2); offset -1 is read(2), which uses and moves the file position. Linux 6.1 reads pipes in
+ * threads of its own: a passed deadline may return -ETIMEDOUT there with bytes in the pipe. */
 UM_API ssize_t um_read(int fd, void *buffer, size_t length, int64_t offset, um_time deadline);
 /* pwrite(2) or, with offset -1, write(2); whole. */
 UM_API ssize_t um_write(int fd, const void *buffer, size_t length, int64_t offset,

@@ -1,6 +1,8 @@
 /* io.h on files and pipes, on the real kernel. */
 #include "harness.h"
 
+#include "reactor/uring_probe.h"
+
 #include <bio_uring/io.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -108,6 +110,14 @@ static int drains_pipe(void *argument) {
   return 0;
 }
 
+/* io_uring of Linux 6.1 leaves pipes to threads of its own: a try is over before they have tried.
+ * It is late then, but loses nothing. 6.12 reads them at once, and keeps receiving buffers. */
+static ssize_t tries_to_read(int fd, char *bytes, size_t length) {
+  ssize_t result = um_read(fd, bytes, length, -1, um_now() - 1);
+  if (result != -ETIMEDOUT || !on_uring() || um__uring_features()->incremental) return result;
+  return um_read(fd, bytes, length, -1, UM_FOREVER);
+}
+
 static int pipes(void *argument) {
   int *ends = argument;
   char bytes[16];
@@ -118,7 +128,7 @@ static int pipes(void *argument) {
   um_fiber_cancel(reader);
   CHECK_EQ(join(reader), -ECANCELED);
   CHECK_EQ(um_write(ends[1], "x", 1, -1, UM_FOREVER), 1);
-  CHECK_EQ(um_read(ends[0], bytes, 16, -1, um_now() - 1), 1);
+  CHECK_EQ(tries_to_read(ends[0], bytes, 16), 1);
   char *much = calloc(1, 1 << 20);
   CHECK(much != NULL);
   ssize_t written = um_write(ends[1], much, 1 << 20, -1, um_after(3));
