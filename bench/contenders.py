@@ -5,8 +5,8 @@ import shutil
 
 from machine import free_port
 
-BASELINES = ["ours", "epoll-best", "epoll-bio-buffer", "epoll-nginx", "threads", "plain-epoll",
-             "plain-uring", "libssl-memory"]
+BASELINES = ["ours", "ours-fibers", "epoll-best", "epoll-bio-buffer", "epoll-nginx", "threads",
+             "plain-epoll", "plain-uring", "libssl-memory"]
 # Enough to see where ours stands and how far the floor is.
 QUICK = ["ours", "epoll-best", "epoll-bio-buffer", "plain-uring", "libssl-memory"]
 PEERS = ["nginx", "haproxy", "hitch", "stunnel"]
@@ -79,6 +79,16 @@ class Ours(Contender):
             return [self.bench_ours, *rest]
         return [self.program, "serve", *rest, "--idle-timeout", 3600, "--handshake-timeout", 600,
                 *bench.limits_off]
+
+
+class Fibers(Contender):
+    """bench-ours with a fiber for each connection, also while it is idle."""
+
+    def applies(self, workload):
+        return workload.kind == "idle"
+
+    def switches(self, workload):
+        return ["--no-park", "--small-buffer"]
 
 
 class Epoll(Contender):
@@ -255,6 +265,7 @@ def all_contenders(build):
     epoll = program("epoll-best")
     found = [
         Ours("ours", um_tls, program("bench-ours")),
+        Fibers("ours-fibers", program("bench-ours")),
         # Not by default: the same library where io_uring is forbidden.
         Ours("ours-epoll", um_tls, program("bench-ours"), {"UM_BACKEND": "epoll"}),
         Epoll("epoll-best", epoll),

@@ -50,6 +50,17 @@ def set_cubic(pid):
     return reason
 
 
+def why_no_cubic():
+    """Why a socket of ours may not have it: an ordinary user may not load or choose it
+    everywhere. None: it may."""
+    with socket.socket() as s:
+        try:
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        except OSError as error:
+            return error.strerror
+    return None
+
+
 def cpu_model():
     with open("/proc/cpuinfo") as f:
         for line in f:

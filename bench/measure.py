@@ -11,7 +11,7 @@ import time
 from contenders import Peer
 from workloads import FLOOD_PEERS, STORM_BURST, STORM_ECHO, STORM_HANDSHAKES
 from machine import (Failed, Syscalls, busy_seconds, cpu_clock, family, profile, pss, read_line,
-                     set_cubic, slab)
+                     set_cubic, slab, why_no_cubic)
 
 CERTIFICATES = {
     "ecdsa": ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
@@ -107,6 +107,10 @@ class Bench:
         if arguments.profile and not shutil.which("perf"):
             self.leave_out("profiles: perf is not installed")
             arguments.profile = False
+        no_cubic = why_no_cubic()
+        self.cubic = [] if no_cubic else ["--cubic"]
+        if no_cubic:
+            self.note(f"the load runs without cubic congestion control: {no_cubic}")
         self.choose_cpus()
 
     # ---- what contenders need ----
@@ -175,7 +179,7 @@ class Bench:
     def load_command(self, server, arguments, contender, timing=True):
         words = [word for word in arguments if not (contender.plain and
                                                     word in ("--resume", "--tls12"))]
-        command = [self.load, "--connect", server.address, "--cubic", *words]
+        command = [self.load, "--connect", server.address, *self.cubic, *words]
         if contender.plain:
             command.append("--plain")
         if timing:
@@ -259,7 +263,7 @@ class Bench:
 
     def start_nuisance(self, server, workload):
         """Connected, and waiting for a line."""
-        command = [self.load, "--connect", server.address, "--cubic", *workload.beside,
+        command = [self.load, "--connect", server.address, *self.cubic, *workload.beside,
                    "--seconds", 600, "--ready"]
         flood = workload.name.startswith("flood")
         if flood:

@@ -11,7 +11,7 @@
 
 #define FOREVER_MS UINT32_MAX
 
-static bool no_park, flush_each, sqpoll, two_tickets, auto_chain, no_turns, no_offload;
+static bool no_park, small_buffer, flush_each, sqpoll, two_tickets, auto_chain, no_turns, no_offload;
 static SSL_CTX *context;
 static int listen_fd;
 
@@ -38,17 +38,28 @@ static int answer(um_tls *tls, request_state *state, const char *data, size_t le
   return result;
 }
 
-static int handle(um_tls *tls, void **data, void *arg) {
-  char buffer[SSL3_RT_MAX_PLAIN_LENGTH];
-  (void)arg;
+static int serve_requests(um_tls *tls, void **data, char *buffer, size_t size) {
   if (!*data && !(*data = calloc(1, sizeof(request_state)))) return -ENOMEM;
   do {
-    ssize_t n = um_tls_read(tls, buffer, sizeof buffer, UM_FOREVER);
+    ssize_t n = um_tls_read(tls, buffer, size, UM_FOREVER);
     if (n <= 0) return n ? (int)n : UM_TLS_CLOSE;
     int result = answer(tls, *data, buffer, (size_t)n);
     if (result < 0) return result;
   } while (no_park || um_tls_pending(tls));
   return UM_TLS_PARK;
+}
+
+static int handle(um_tls *tls, void **data, void *arg) {
+  char buffer[SSL3_RT_MAX_PLAIN_LENGTH];
+  (void)arg;
+  return serve_requests(tls, data, buffer, sizeof buffer);
+}
+
+/* For fibers that wait in it: what its frame and those below take of a stack is one page. */
+static int handle_small(um_tls *tls, void **data, void *arg) {
+  char buffer[1024];
+  (void)arg;
+  return serve_requests(tls, data, buffer, sizeof buffer);
 }
 
 static void closed(um_tls *tls, void *data, void *arg, int reason) {
@@ -72,7 +83,8 @@ static int wait_for_signal(void) {
 static int serve(void *arg) {
   um_tls_listener *listener;
   const um_tls_server_config config = {
-    .ctx = context, .handler = handle, .closed = closed, .idle_timeout_ms = FOREVER_MS,
+    .ctx = context, .handler = small_buffer ? handle_small : handle, .closed = closed,
+    .idle_timeout_ms = FOREVER_MS,
     .offload = no_offload ? UM_TLS_OFFLOAD_NEVER : UM_TLS_OFFLOAD_AUTO,
   };
   (void)arg;
@@ -93,6 +105,7 @@ static void make_context(void) {
 
 int main(int argc, char **argv) {
   const server_flag flags[] = {
+    { "small-buffer", "handlers read up to 1 KiB", &small_buffer },
     { "no-park", "handlers wait for the next request instead of parking", &no_park },
     { "flush-each", "wait for the kernel after every write", &flush_each },
     { "sqpoll", "UM_REACTOR_SQPOLL", &sqpoll },

@@ -108,7 +108,7 @@ int um__tls_new(um_tls **out, um_reactor *reactor, int fd, SSL_CTX *ctx,
 /* A client's still has to be told what it is to verify. */
 int um__tls_make_ssl(um_tls *tls);
 void um__tls_free(um_tls *tls);
-/* close_notify into the output queue, if it can still be sent. */
-void um__tls_notify(um_tls *tls);
+/* close_notify into the output queue, if it can still be sent. 0 or why OpenSSL made none. */
+int um__tls_notify(um_tls *tls);
 
 #endif
