@@ -81,6 +81,11 @@ class Ours(Contender):
                 *bench.limits_off]
 
 
+class OursAuto(Ours):
+    def command(self, bench, workload):
+        return super().command(bench, workload) + ["--offload", "auto"]
+
+
 class Fibers(Contender):
     """bench-ours with a fiber for each connection, also while it is idle."""
 
@@ -265,6 +270,7 @@ def all_contenders(build):
     epoll = program("epoll-best")
     found = [
         Ours("ours", um_tls, program("bench-ours")),
+        OursAuto("ours-auto", um_tls, program("bench-ours")),
         Fibers("ours-fibers", program("bench-ours")),
         # Not by default: the same library where io_uring is forbidden.
         Ours("ours-epoll", um_tls, program("bench-ours"), {"UM_BACKEND": "epoll"}),

@@ -414,7 +414,12 @@ Test(duplex, the_end_comes_at_once) {
 
 /* ---- a ticket in several records, half of it there ---- */
 
+typedef struct halves {
+  volatile bool first_sent, second_wanted;
+} halves;
+
 static void splits_its_ticket(peer *p) {
+  halves *h = p->argument;
   char *bytes, answer[5];
   long length;
   SSL_set_max_send_fragment(p->ssl, 512);
@@ -430,7 +435,8 @@ static void splits_its_ticket(peer *p) {
   CHECK(length > 600); /* more than one record: the first is nothing alone */
   CHECK_EQ(send(p->fd, bytes, 540, MSG_NOSIGNAL), 540);
   SSL_set0_wbio(p->ssl, socket);
-  while (!*(volatile bool *)p->argument) usleep(500);
+  h->first_sent = true;
+  while (!h->second_wanted) usleep(500);
   CHECK_EQ(send(p->fd, bytes + 540, (size_t)length - 540, MSG_NOSIGNAL), length - 540);
   BIO_free(memory);
   peer_read(p, answer, 5);
@@ -450,7 +456,7 @@ static bool with_reader;
 
 static int write_beside_half_a_ticket(void *argument) {
   pair *s = argument;
-  volatile bool answered = false;
+  halves h = {0};
   um_tls_options options = {.hostname = "localhost"};
   s->ours = um_client_ctx(TLS1_3_VERSION);
   s->theirs = plain_server_ctx("server", TLS1_3_VERSION);
@@ -462,17 +468,18 @@ static int write_beside_half_a_ticket(void *argument) {
   SSL_CTX_set_session_id_context(s->theirs, (const unsigned char *)"x", 1);
   tcp_pair(s->fds);
   CHECK_EQ(um_tls_client(&s->tls, s->fds[0], s->ours, &options), 0);
-  peer_start(&s->peer, s->fds[1], s->theirs, true, splits_its_ticket, (void *)&answered);
+  peer_start(&s->peer, s->fds[1], s->theirs, true, splits_its_ticket, &h);
   CHECK_EQ(um_tls_write(s->tls, "hello", 5, UM_FOREVER), 5);
   um_fiber *reader = with_reader ? spawn(reads_pong, s->tls) : NULL;
-  um_fiber_sleep(um_after(50));
-  char byte; /* it has half a ticket after this */
+  while (!h.first_sent) um_fiber_sleep(um_after(1));
+  um_fiber_sleep(um_after(50)); /* the reader has taken it */
+  char byte;                    /* or this has */
   if (!with_reader) CHECK_EQ(um_tls_read(s->tls, &byte, 1, um_after(50)), -ETIMEDOUT);
   /* OpenSSL cannot write now; nothing may break over it. */
   CHECK_EQ(um_tls_write(s->tls, "again", 5, um_after(10)), -ETIMEDOUT);
   CHECK_EQ(um_tls_key_update(s->tls, 0, um_after(10)), -ETIMEDOUT);
   CHECK_EQ(um_tls_shutdown(s->tls, um_after(10)), -ETIMEDOUT);
-  answered = true;
+  h.second_wanted = true;
   CHECK_EQ(um_tls_write(s->tls, "again", 5, um_after(10000)), 5);
   CHECK_EQ(reader ? join(reader) : reads_pong(s->tls), 0);
   CHECK_EQ(um_tls_close(s->tls, UM_FOREVER), 0);
