@@ -5,8 +5,8 @@ import shutil
 
 from machine import free_port
 
-BASELINES = ["ours", "ours-fibers", "epoll-best", "epoll-bio-buffer", "epoll-nginx", "threads",
-             "plain-epoll", "plain-uring", "libssl-memory"]
+BASELINES = ["ours", "ours-fibers", "ours-offload", "epoll-best", "epoll-bio-buffer", "epoll-nginx",
+             "threads", "plain-epoll", "plain-uring", "libssl-memory"]
 # Enough to see where ours stands and how far the floor is.
 QUICK = ["ours", "epoll-best", "epoll-bio-buffer", "plain-uring", "libssl-memory"]
 PEERS = ["nginx", "haproxy", "hitch", "stunnel"]
@@ -82,6 +82,16 @@ class Ours(Contender):
 
 
 class OursAuto(Ours):
+    def command(self, bench, workload):
+        return super().command(bench, workload) + ["--offload", "auto"]
+
+
+class Offload(Ours):
+    """`um-tls serve` with handshakes on worker threads while several are in flight."""
+
+    def applies(self, workload):
+        return workload.name.startswith(("storm-", "hs-full"))
+
     def command(self, bench, workload):
         return super().command(bench, workload) + ["--offload", "auto"]
 
@@ -272,6 +282,7 @@ def all_contenders(build):
         Ours("ours", um_tls, program("bench-ours")),
         OursAuto("ours-auto", um_tls, program("bench-ours")),
         Fibers("ours-fibers", program("bench-ours")),
+        Offload("ours-offload", um_tls, program("bench-ours")),
         # Not by default: the same library where io_uring is forbidden.
         Ours("ours-epoll", um_tls, program("bench-ours"), {"UM_BACKEND": "epoll"}),
         Epoll("epoll-best", epoll),
