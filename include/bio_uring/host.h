@@ -72,9 +72,10 @@ UM_API void um_reactor_around_sleep(um_reactor *reactor,
                                                    void *data),
                                     void *data);
 
-/* Forgets that a reactor runs on this thread: the runtime threw away the stack it ran
- * on, and its fibers, with the thread of its own that they belonged to, and now uses
- * the system's thread for another. The reactor must never be used or destroyed. */
+/* Gives up the reactor that runs on this thread, if any: the runtime threw away the stack it
+ * ran on, with the thread of its own that its tasks belonged to, and they are never resumed.
+ * Takes back what they have given to the kernel, and waits for it: until then their memory
+ * must be there. Only um_reactor_destroy() may follow, from any thread. */
 UM_API void um_reactor_abandon(void);
 
 #ifdef __cplusplus

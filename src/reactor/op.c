@@ -83,6 +83,16 @@ void um__op_cancel(um_op *op) {
   op->cancelling = true;
 }
 
+bool um__ops_cancel(um_reactor *r) {
+  bool any = false;
+  for (unsigned i = 0; i < r->op_chunk_count * CHUNK; i++) {
+    um_op *op = &r->op_chunks[i / CHUNK][i % CHUNK];
+    any |= op->in_kernel;
+    um__op_cancel(op);
+  }
+  return any;
+}
+
 static um_op *find(um_reactor *r, uint64_t user_data) {
   uint32_t slot = (uint32_t)user_data >> 1;
   if (slot / CHUNK >= r->op_chunk_count) return NULL;

@@ -84,6 +84,8 @@ um_op *um__op_new(um_reactor *reactor, enum um_op_code code, int fd);
 int um__op_submit(um_op *op);
 /* Asks for it to end. Its last completion still comes. */
 void um__op_cancel(um_op *op);
+/* The same for all that the kernel has; false when it has nothing. */
+bool um__ops_cancel(um_reactor *reactor);
 /* Its owner needs it no more; the slot is reused once the kernel is through too. */
 void um__op_release(um_op *op);
 /* Submits, parks the current task until it has ended, releases. After a deadline or

@@ -38,8 +38,6 @@ um_reactor *um__reactor(void) { return thread_reactor; }
 
 um_reactor *um_reactor_current(void) { return thread_reactor; }
 
-void um_reactor_abandon(void) { thread_reactor = NULL; }
-
 bool um__reactor_forked(const um_reactor *r) { return r->fork_generation != fork_generation; }
 
 int um__reactor_check(const um_reactor *r) {
@@ -188,6 +186,20 @@ static void await_jobs(um_reactor *r) {
     um__reactor_pump(r);
     um__posts_discard(r);
   }
+}
+
+void um_reactor_abandon(void) {
+  um_reactor *r = thread_reactor;
+  if (!r) return;
+  r->around_sleep = NULL;
+  r->supported = 0; /* what ends must not begin anew */
+  while (um__ops_cancel(r) || r->jobs) {
+    r->backend->wait(r, um_after(100));
+    um__posts_discard(r);
+  }
+  r->tasks = 0;
+  r->owned = r->running = false;
+  thread_reactor = NULL;
 }
 
 int um_reactor_destroy(um_reactor *r) {

@@ -212,6 +212,76 @@ TEST(host, a_hundred_guests) {
   reactor_finish(r);
 }
 
+/* ---- a loop whose stack is thrown away ---- */
+
+typedef struct thrown_away {
+  um_reactor *r;
+  ucontext_t outside, loop;
+  int fds[2];
+  char bytes[16];
+} thrown_away;
+
+static thrown_away *away;
+static void run_away(void) {
+  um_reactor_run(away->r);
+  CHECK(false); /* nobody comes back here */
+}
+
+static int guest_is_left_receiving(guest *g) {
+  thrown_away *a = g->more;
+  return (int)um_recv(a->fds[0], a->bytes, sizeof a->bytes, 0, UM_FOREVER);
+}
+
+static int guest_is_left_sleeping(guest *g) {
+  (void)g;
+  return um_fiber_sleep(um_after(60000));
+}
+
+static int guest_leaves(guest *g) {
+  thrown_away *a = g->more;
+  for (int i = 0; i < 3; i++) CHECK_EQ(um_fiber_yield(), 0); /* the kernel gets the receive */
+  CHECK(metrics_of(a->r).pending >= 1);
+  return swapcontext(&g->here, &a->outside);
+}
+
+static void *destroy(void *reactor) {
+  CHECK_EQ(um_reactor_destroy(reactor), 0);
+  return NULL;
+}
+
+TEST(host, an_abandoned_reactor_leaves_nothing_in_the_kernel) {
+  SKIP_SANITIZED();
+  guest guests[3];
+  thrown_away a = {.r = reactor_new(NULL)};
+  char *stack = malloc(GUEST_STACK), bytes[16];
+  unsigned before = open_fds();
+  um_reactor_abandon(); /* there is none */
+  local_pair(a.fds);
+  guest_start(&guests[0], a.r, guest_is_left_receiving, &a);
+  guest_start(&guests[1], a.r, guest_is_left_sleeping, &a);
+  guest_start(&guests[2], a.r, guest_leaves, &a);
+  getcontext(&a.loop);
+  a.loop.uc_stack.ss_sp = stack;
+  a.loop.uc_stack.ss_size = GUEST_STACK;
+  makecontext(&a.loop, run_away, 0);
+  away = &a;
+  CHECK_EQ(swapcontext(&a.outside, &a.loop), 0);
+  CHECK(um_reactor_current() == a.r);
+  um_reactor_abandon();
+  CHECK(um_reactor_current() == NULL);
+  CHECK_EQ(metrics_of(a.r).pending, 0);
+  CHECK_EQ(write(a.fds[1], "mine", 4), 4); /* and no receive takes it away */
+  CHECK_EQ(read(a.fds[0], bytes, sizeof bytes), 4);
+  pthread_t thread;
+  CHECK_EQ(pthread_create(&thread, NULL, destroy, a.r), 0);
+  CHECK_EQ(pthread_join(thread, NULL), 0);
+  close(a.fds[0]);
+  close(a.fds[1]);
+  CHECK(open_fds() < before);
+  for (int i = 0; i < 3; i++) free(guests[i].stack);
+  free(stack);
+}
+
 static int register_elsewhere(void *argument) {
   um_task task;
   CHECK_EQ(um_task_register(&task, argument, &guest_host), 0);
