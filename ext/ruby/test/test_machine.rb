@@ -315,6 +315,116 @@ class TestMachine < TLSTest
     end
   end
 
+  def descriptors = Dir.children("/proc/self/fd").size
+
+  # A machine that is made frees those of threads that have ended.
+  def test_threads_that_end_leave_no_ring
+    parked = -> { UM.new.tap { |machine| machine.spin { machine.sleep(100) } }.snooze }
+    scheduled = lambda do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule { sleep(0.0001) }
+    end
+    killed = -> { scheduled.call && Thread.exit }
+    uses = [-> { UM.new.sleep(0.0001) }, -> { UM.current.snooze }, parked, scheduled, killed]
+    UM.new.shut_down
+    before = descriptors
+    200.times { |i| Thread.new(&uses[i % uses.size]).join }
+    20.times { Thread.new { sleep(0.01) } }
+    UM.new.shut_down
+    after = descriptors
+    assert_operator after, :<, before + 40 # two each; those whose native thread waits for more work
+    begun = Thread::Queue.new # as many rings that are in use are seen
+    threads = Array.new(20) { Thread.new { begun.push(UM.new.snooze) && Thread.stop } }
+    20.times { begun.pop }
+    assert_operator descriptors, :>=, after + 20
+  ensure
+    threads&.each(&:kill)&.each(&:join)
+  end
+
+  # What its fibers waited for, or had, is others' again.
+  def test_others_go_on_when_a_thread_leaves_fibers_behind
+    near, far = tcp_pair
+    client = UM::TLS.wrap(near, client_context, hostname: "localhost")
+    server = UM::TLS.wrap(far, server_context)
+    [-> { client.connect }, -> { server.accept }].map { |block| Thread.new(&block) }.each(&:join)
+    queue = UM::Queue.new
+    Thread.new do
+      machine = UM.new
+      [-> { client.gets }, -> { client.gets }, -> { client.write("x" * (32 << 20)) }, -> { client.write("y") },
+       -> { queue.shift }].each { |wait| machine.spin(&wait) }
+      machine.sleep(0.05)
+    end.join
+    Thread.new { UM.new.snooze }.join
+    GC.start
+    queue.push(1)
+    assert_equal 1, queue.shift
+    server.write("for the next\n")
+    assert_equal "for the next\n", Timeout.timeout(10) { client.gets }
+    reader = Thread.new { server.readpartial(100_000) until server.eof? }
+    Timeout.timeout(10) { client.write("z") }
+    client.close
+    client.to_io.close
+    reader.join
+    server.to_io.close
+  end
+
+  # A kill strikes whichever fiber runs; it ends the thread, whose machine works until then.
+  def test_killed_threads
+    reader, writer = UM.pipe
+    hits = {
+      "waiting" => ->(machine) { machine.sleep(20) },
+      "joining" => ->(machine) { machine.join(machine.spin { machine.sleep(20) }) },
+      "while a fiber computes" => ->(machine) { machine.spin { loop { 1 + 1 } } && machine.sleep(20) },
+      "computing" => ->(_) { loop { 1 + 1 } },
+      "reading" => ->(machine) { machine.read(reader, +"", 10) }
+    }
+    begun = Thread::Queue.new
+    hits.each do |name, wait|
+      ensured = after = false
+      thread = Thread.new do
+        machine = UM.new
+        begin
+          machine.sleep(0.001)
+          begun.push(true)
+          wait.call(machine)
+          after = true
+        ensure
+          ensured = machine.join(machine.spin { machine.sleep(0.001) && :ensured })
+        end
+      end
+      begun.pop
+      sleep 0.02
+      thread.kill
+      assert thread.join(10), name
+      assert_equal [:ensured, false], [ensured, after], name
+    end
+    [reader, writer].each { |fd| @machine.close(fd) }
+  end
+
+  def test_exit_of_a_thread_in_a_fiber
+    after = false
+    thread = Thread.new do
+      machine = UM.new
+      machine.spin { Thread.exit }
+      machine.sleep(20)
+      after = true
+    end
+    assert thread.join(10)
+    refute after
+    assert_equal 0.001, Thread.new { UM.new.sleep(0.001) }.value
+  end
+
+  def test_a_timeout_in_an_enumerator_that_is_dropped
+    machine = @machine
+    10.times do
+      list = Enumerator.new { |all| machine.timeout(100, RuntimeError) { all << 1 } }
+      assert_equal 1, list.next
+    end
+    GC.start
+    assert_equal 0.001, machine.sleep(0.001)
+    assert_raises(UM::TimeoutError) { machine.timeout(0.001, UM::TimeoutError) { machine.sleep(10) } }
+  end
+
   def test_exit_in_a_fiber_ends_the_program
     load_path = $LOAD_PATH.flat_map { |folder| ["-I", folder.to_s] }
     system(RbConfig.ruby, *load_path, "-rum/tls", "-e", <<~RUBY)

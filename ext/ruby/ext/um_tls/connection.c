@@ -364,7 +364,7 @@ static void fill(connection *c, um_time deadline) {
   if (um_on_ring()) watch_io(c);
   c->filling = true;
   c->filler = um_here();
-  rb_ensure(fill_once, (VALUE)&t, fill_done, (VALUE)&t);
+  um_ensure(fill_once, (VALUE)&t, fill_done, (VALUE)&t);
 }
 
 /* ---- flushing ---- */
@@ -418,7 +418,7 @@ static void flush(connection *c, um_time deadline) {
     if (um_on_ring()) watch_io(c);
     c->flushing = true;
     c->flusher = um_here();
-    rb_ensure(flush_all, (VALUE)&t, flush_done, (VALUE)&t);
+    um_ensure(flush_all, (VALUE)&t, flush_done, (VALUE)&t);
   }
   if (c->send_error) rb_syserr_fail(-c->send_error, NULL);
 }
@@ -662,7 +662,7 @@ static VALUE locked_write(write_call *call) {
   bool busy = !NIL_P(c->writer) && c->writer != rb_fiber_current();
   if (busy && !call->wait) return would_block_writing(call->exception);
   if (!lock_writer(c, call->deadline)) return body((VALUE)call);
-  return rb_ensure(body, (VALUE)call, unlock_writer, (VALUE)c);
+  return um_ensure(body, (VALUE)call, unlock_writer, (VALUE)c);
 }
 
 static VALUE write_string(VALUE self, VALUE string, bool wait, bool exception) {
@@ -692,7 +692,7 @@ static VALUE tls_writing(VALUE self) {
   connection *c = get(self);
   if (!lock_writer(c, call_deadline(c))) return rb_yield(Qnil);
   c->consumed = 0; /* also if the write fails before it begins */
-  return rb_ensure(rb_yield, Qnil, unlock_writer, (VALUE)c);
+  return um_ensure(rb_yield, Qnil, unlock_writer, (VALUE)c);
 }
 
 /* ---- what lib/um/tls/socket.rb is built from ---- */

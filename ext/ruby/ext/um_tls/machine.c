@@ -6,12 +6,17 @@
  * is not a fiber of the machine (the visitor: the main fiber, a fiber somebody else
  * made) parks by resuming the loop, and the loop goes back to it by yielding.
  *
- * No rb_protect() lies around a switch: Ruby forbids switching across one. Exceptions
- * that are raised into a parked fiber are rescued right there, kept until the
- * operation it waits for is over, and raised by um_after_wait().
+ * Ruby looks at interrupts after each switch. Whatever that or anybody else raises into a parked
+ * fiber is caught right there, kept until the operation it waits for is over, and goes on from
+ * um_after_wait(). What ends the thread (Thread#kill) is no exception: Ruby knows it by the
+ * fiber that it struck, from fiber to fiber it comes only by ending one. So when it strikes
+ * the loop that fiber ends, and the visitor, whom Ruby then tells, makes another.
  */
 #include "machine.h"
 
+#include <pthread.h>
+#include <ruby/debug.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -29,11 +34,21 @@ static void task_mark(void *data) {
   rb_gc_mark(t->parked);
   rb_gc_mark(t->value);
   if (t->raised != Qundef) rb_gc_mark(t->raised);
+  for (block_timeout *block = t->timeouts; block; block = block->outer) rb_gc_mark(block->error);
   if (t->machine) rb_gc_mark(t->machine->self);
 }
 
+static void task_free(void *data) {
+  task *t = data;
+  for (block_timeout *block = t->timeouts, *outer; block; block = outer) {
+    outer = block->outer;
+    xfree(block);
+  }
+  xfree(t);
+}
+
 static const rb_data_type_t task_type = {
-    "UM/task", {task_mark, RUBY_DEFAULT_FREE, NULL, NULL, {NULL}}, NULL, NULL,
+    "UM/task", {task_mark, task_free, NULL, NULL, {NULL}}, NULL, NULL,
     RUBY_TYPED_FREE_IMMEDIATELY};
 
 static void machine_mark(void *data) {
@@ -46,8 +61,8 @@ static void machine_mark(void *data) {
   um_turn_mark(&m->idle);
 }
 
-/* A machine that was not closed keeps its reactor: its fibers may have operations in
- * the kernel, and this may be another thread. */
+/* With a visitor only at the end of the program: its fibers may have operations in the
+ * kernel, and this may be another thread. */
 static void machine_free(void *data) {
   machine *m = data;
   if (m->reactor && !m->visitor && m->pid == getpid()) um_reactor_destroy(m->reactor);
@@ -85,27 +100,48 @@ machine *um_machine_get(VALUE object) {
 
 /* ---- the host ---- */
 
+static VALUE loop_body(RB_BLOCK_CALL_FUNC_ARGLIST(unused, self));
+
 static VALUE leave_for_loop(VALUE argument) {
   task *t = (task *)argument;
   machine *m = t->machine;
   t->parked = rb_fiber_current();
-  if (t == m->visitor) rb_fiber_resume(m->loop, 0, NULL);
-  else rb_fiber_transfer(m->loop, 0, NULL);
-  return Qfalse;
+  if (t != m->visitor) return rb_fiber_transfer(m->loop, 0, NULL);
+  if (NIL_P(m->loop) || !RTEST(rb_fiber_alive_p(m->loop))) m->loop = rb_fiber_new(loop_body, m->self);
+  return rb_fiber_resume(m->loop, 0, NULL);
 }
 
-static VALUE raised_while_parked(VALUE argument, VALUE error) {
-  ((task *)argument)->raised = error;
-  return Qtrue;
+/* For um_after_wait(). The errinfo of what is no exception is Ruby's own: it must stay. */
+static void keep(task *t, int state) {
+  if (t->fatal) return;
+  VALUE error = rb_errinfo();
+  if (!RTEST(rb_obj_is_kind_of(error, rb_eException))) {
+    t->fatal = state;
+    return;
+  }
+  t->raised = error;
+  rb_set_errinfo(Qnil);
+}
+
+/* Without a loop only the visitor runs, which has to be resumed by the next one. */
+static bool loop_has_ended(machine *m) {
+  return um_reactor_current() != m->reactor && m->pid == getpid();
 }
 
 /* -EINTR: the wait is to be abandoned; why is in the task. */
 static int host_park(um_host *host, um_task *um) {
   task *t = (task *)um;
+  int state = 0;
   t->is_parked = true;
-  VALUE raised = rb_rescue2(leave_for_loop, (VALUE)t, raised_while_parked, (VALUE)t,
-                            rb_eException, (VALUE)0);
-  bool abandon = RTEST(raised) || t->interrupted;
+  rb_protect(leave_for_loop, (VALUE)t, &state);
+  if (state) keep(t, state);
+  bool abandon = state || t->interrupted;
+  while (loop_has_ended(t->machine)) {
+    um_task_wake(um);
+    rb_protect(leave_for_loop, (VALUE)t, &state);
+    if (state) keep(t, state);
+    abandon = true;
+  }
   t->is_parked = t->interrupted = false;
   return abandon ? -EINTR : 0;
 }
@@ -125,18 +161,32 @@ static VALUE go_to(VALUE argument) {
   return Qnil;
 }
 
-static VALUE raised_into_loop(VALUE argument, VALUE error) {
-  task *t = (task *)argument;
-  um_interrupt(t->machine->visitor, error);
-  return Qnil;
+/* What is raised in the loop's fiber concerns the thread: it goes to the visitor. */
+static void raised_in_loop(machine *m, int state) {
+  if (m->fatal) return;
+  VALUE error = rb_errinfo();
+  if (RTEST(rb_obj_is_kind_of(error, rb_eException))) {
+    rb_set_errinfo(Qnil);
+    um_interrupt(m->visitor, error);
+  } else {
+    m->fatal = state;
+    um_reactor_stop(m->reactor);
+  }
 }
+
+static void end_task(task *t);
 
 /* Control comes back without the task having parked when something was raised into
  * the loop's fiber, which only Ruby's own means could reach. */
 static void host_resume(um_host *host, um_task *um) {
   task *t = (task *)um;
-  do rb_rescue2(go_to, (VALUE)t, raised_into_loop, (VALUE)t, rb_eException, (VALUE)0);
-  while (!t->is_parked && !t->ended);
+  do {
+    int state = 0;
+    rb_protect(go_to, (VALUE)t, &state);
+    if (state) raised_in_loop(t->machine, state);
+    if (t->is_parked || t->ended) break;
+    if (!NIL_P(t->fiber) && !RTEST(rb_fiber_alive_p(t->fiber))) end_task(t); /* killed at its very end */
+  } while (!t->ended);
   RB_GC_GUARD(t->self);
 }
 
@@ -180,38 +230,87 @@ static VALUE check_interrupts(VALUE unused) {
   return Qnil;
 }
 
-/* Thread#raise, Thread#kill and what signal handlers raise concern the thread: they
- * go to the visitor. */
-static void deliver_interrupts(machine *m) {
-  int state = 0;
-  rb_protect(check_interrupts, Qnil, &state);
-  if (!state) return;
-  VALUE error = rb_errinfo();
-  bool is_exception = RTEST(rb_obj_is_kind_of(error, rb_eException));
-  rb_set_errinfo(Qnil);
-  if (!is_exception) m->visitor->kill = true;
-  um_interrupt(m->visitor, is_exception ? error : Qnil);
-}
-
 static VALUE loop_body(RB_BLOCK_CALL_FUNC_ARGLIST(unused, self)) {
   machine *m = rb_check_typeddata(self, &machine_type);
   while (!m->closed) {
-    int result = um_reactor_run(m->reactor);
+    int result = um_reactor_run(m->reactor), state = 0;
     if (result == UM_EFORKED) break; /* the child left the fiber that forked it */
     if (result < 0) rb_bug("UM: the ring failed: %s", um_strerror(result));
-    deliver_interrupts(m);
+    if (!m->fatal) rb_protect(check_interrupts, Qnil, &state);
+    if (state) raised_in_loop(m, state);
+    if (!m->fatal) continue;
+    state = m->fatal;
+    m->fatal = 0;
+    rb_jump_tag(state);
   }
   return Qnil;
 }
 
+/* ---- machines whose thread has ended ---- */
+
+/* Which machine the native thread runs. Ruby 3.1 tells nobody of a thread that ends by an exception,
+ * Ruby 3.4 nobody of one in a Ractor, and the native thread may be given to a new one:
+ * whichever comes first, that or the native thread's own end, finds the machine. */
+static pthread_key_t own_machine;
+static pthread_once_t own_machine_once = PTHREAD_ONCE_INIT;
+static _Atomic(machine *) left_behind;
+
+/* On the native thread, without the GVL: only what the kernel has is taken back. */
+static void native_thread_ends(void *data) {
+  machine *m = data;
+  if (m->pid != getpid()) return;
+  um_reactor_abandon();
+  m->next_left = atomic_load(&left_behind);
+  while (!atomic_compare_exchange_weak(&left_behind, &m->next_left, m));
+}
+
+static void make_key(void) {
+  if (pthread_key_create(&own_machine, native_thread_ends)) rb_bug("UM: no key for the machines of threads");
+}
+
+/* The kernel has nothing of its fibers any more, nor may others wait for them. */
+static void bury(machine *m) {
+  for (task *t = m->tasks, *next; t; t = next) {
+    next = t->next;
+    t->ended = true;
+    t->next = t->previous = NULL;
+    for (duty *d = t->duties; d; d = d->outer) d->end(d->argument);
+    t->duties = NULL;
+  }
+  m->tasks = m->visitor = NULL;
+  m->live = 0;
+  m->closed = true;
+  um_reactor_destroy(m->reactor);
+  m->reactor = NULL;
+  rb_gc_unregister_address(&m->self);
+}
+
+void um_bury_machines(void) {
+  if (!atomic_load_explicit(&left_behind, memory_order_relaxed)) return;
+  for (machine *m = atomic_exchange(&left_behind, NULL), *next; m; m = next) {
+    next = m->next_left;
+    bury(m);
+  }
+}
+
+static void bury_own(machine *m) {
+  um_reactor_abandon();
+  pthread_setspecific(own_machine, NULL);
+  bury(m);
+}
+
+static void thread_ends(rb_event_flag_t event, VALUE data, VALUE self, ID method, VALUE class) {
+  machine *m = um_reactor_current() ? pthread_getspecific(own_machine) : NULL;
+  if (m) bury_own(m);
+}
+
 /* ---- entering ---- */
 
-/* Ruby gives the native thread of one that has ended to a new one: what ran there is
- * abandoned. Its machine stays, because the kernel may still write to its fibers' memory. */
 um_task *um_here(void) {
-  task *t = (task *)um_task_current();
-  if (!t || t->machine->thread == rb_thread_current()) return (um_task *)t;
-  um_reactor_abandon();
+  if (!um_reactor_current()) return NULL;
+  machine *m = pthread_getspecific(own_machine);
+  if (m && m->thread == rb_thread_current()) return um_task_current();
+  if (m) bury_own(m);
   return NULL;
 }
 
@@ -239,13 +338,11 @@ static void become_visitor(machine *m) {
     m->visitor = NULL;
     um_raise(result);
   }
-  m->loop = rb_fiber_new(loop_body, m->self);
   um_task_wake(&m->visitor->um);
   rb_gc_register_address(&m->self); /* the thread's own pointer to it is invisible */
-  m->visitor->parked = rb_fiber_current();
-  m->visitor->is_parked = m->visitor->began = true;
-  rb_fiber_resume(m->loop, 0, NULL);
-  m->visitor->is_parked = false;
+  pthread_setspecific(own_machine, m);
+  m->visitor->began = true;
+  host_park(&m->host, &m->visitor->um);
 }
 
 task *um_enter(machine *m) {
@@ -254,7 +351,7 @@ task *um_enter(machine *m) {
     become_visitor(m);
   }
   task *t = (task *)um_here();
-  if (t->raised != Qundef) um_after_wait(0);
+  if (t->raised != Qundef || t->fatal) um_after_wait(0);
   return t;
 }
 
@@ -294,10 +391,11 @@ static void check_timeouts(task *t) {
 void um_after_wait(int result) {
   task *t = current();
   if (!t) return;
-  if (t->kill) {
-    t->kill = false;
+  if (t->fatal) {
+    int state = t->fatal;
+    t->fatal = 0;
     t->raised = Qundef;
-    rb_thread_kill(rb_thread_current());
+    rb_jump_tag(state);
   }
   if (t->raised != Qundef) {
     VALUE error = t->raised;
@@ -305,6 +403,20 @@ void um_after_wait(int result) {
     raise_error(error);
   }
   if (result == -ETIMEDOUT) check_timeouts(t);
+}
+
+static VALUE duty_done(VALUE argument) {
+  duty *d = (duty *)argument;
+  d->task->duties = d->outer;
+  return d->end(d->argument);
+}
+
+VALUE um_ensure(VALUE (*body)(VALUE), VALUE argument, VALUE (*end)(VALUE), VALUE end_argument) {
+  task *t = current();
+  if (!t) return rb_ensure(body, argument, end, end_argument);
+  duty d = {t, t->duties, end, end_argument};
+  t->duties = &d;
+  return rb_ensure(body, argument, duty_done, (VALUE)&d);
 }
 
 ssize_t um_finish(ssize_t result) {
@@ -343,15 +455,18 @@ static VALUE machine_start(VALUE self, VALUE fiber, VALUE value) {
   return fiber;
 }
 
-/* The last thing a fiber of the machine does. */
-static VALUE machine_ended(VALUE self, VALUE fiber) {
-  machine *m = um_machine_get(self);
-  task *t = um_task_of_fiber(m, fiber);
-  if (!t || t->ended) return Qnil;
+static void end_task(task *t) {
+  machine *m = t->machine;
   t->ended = true;
   um_task_unregister(&t->um);
   if (!t->posts) unlink_task(m, t); /* or else the last callback does */
   if (--m->live == 0) um_turn_wake_all(&m->idle);
+}
+
+/* The last thing a fiber of the machine does. */
+static VALUE machine_ended(VALUE self, VALUE fiber) {
+  task *t = um_task_of_fiber(um_machine_get(self), fiber);
+  if (t && !t->ended) end_task(t);
   return Qnil;
 }
 
@@ -463,25 +578,25 @@ static VALUE machine_sleep(VALUE self, VALUE seconds) {
   return seconds;
 }
 
-typedef struct timeout_call {
-  task *t;
-  block_timeout block;
-} timeout_call;
-
 static VALUE timeout_ended(VALUE argument) {
-  timeout_call *call = (timeout_call *)argument;
-  call->t->timeouts = call->block.outer;
+  block_timeout *block = (block_timeout *)argument;
+  task *t = current(); /* none, or another, if the block shut the machine down */
+  block_timeout **link = t ? &t->timeouts : NULL;
+  while (link && *link && *link != block) link = &(*link)->outer;
+  if (!link || !*link) return Qnil;
+  *link = block->outer;
+  xfree(block);
   return Qnil;
 }
 
 /* timeout(seconds, error) { }: what the block waits for when the time is up raises. */
 static VALUE machine_timeout(VALUE self, VALUE seconds, VALUE error) {
-  timeout_call call = {.t = um_enter(um_machine_get(self))};
-  call.block = (block_timeout){call.t->timeouts, um_deadline_of(seconds), error};
-  call.t->timeouts = &call.block;
-  VALUE result = rb_ensure(rb_yield, seconds, timeout_ended, (VALUE)&call);
-  RB_GC_GUARD(error);
-  return result;
+  task *t = um_enter(um_machine_get(self));
+  um_time at = um_deadline_of(seconds);
+  block_timeout *block = ALLOC(block_timeout);
+  *block = (block_timeout){t->timeouts, at, error};
+  t->timeouts = block;
+  return rb_ensure(rb_yield, seconds, timeout_ended, (VALUE)block);
 }
 
 /* drain: waits until all of the machine's fibers have ended. */
@@ -510,6 +625,8 @@ static VALUE machine_initialize(int argc, VALUE *argv, VALUE self) {
   const char *threads = getenv("RUBY_MN_THREADS");
   if (threads && !strcmp(threads, "1"))
     rb_raise(um_eError, "RUBY_MN_THREADS=1 moves Ruby threads between native ones, which a ring cannot follow");
+  um_here();
+  um_bury_machines();
   um_reactor_config config = {0};
   if (!NIL_P(options)) read_options(options, &config);
   um_error error;
@@ -520,30 +637,37 @@ static VALUE machine_initialize(int argc, VALUE *argv, VALUE self) {
   return self;
 }
 
-/* The visitor leaves: the loop finds no task and ends. */
-static void leave_machine(machine *m) {
+/* The visitor leaves: the loop finds no task and ends. Returns what that was interrupted by. */
+static int leave_machine(machine *m) {
   task *t = m->visitor;
   t->ended = true;
   um_task_unregister(&t->um);
   m->closed = true;
-  rb_fiber_resume(m->loop, 0, NULL);
+  int state = 0;
+  rb_protect(leave_for_loop, (VALUE)t, &state);
   m->visitor = NULL;
+  pthread_setspecific(own_machine, NULL);
   rb_gc_unregister_address(&m->self);
+  return state;
 }
 
 /* shut_down: frees the ring. Fibers must have ended. */
 static VALUE machine_shut_down(VALUE self) {
   machine *m = rb_check_typeddata(self, &machine_type);
+  task *visitor = m->visitor;
+  int state = 0;
   if (!m->reactor) return Qnil;
   if (m->pid == getpid()) {
     if (m->live) rb_raise(um_eError, "%u fibers of the machine have not ended", m->live);
     if (m->visitor && current() != m->visitor)
       rb_raise(um_eError, "a machine is shut down by the fiber that runs it, not by one of its own");
-    if (m->visitor) leave_machine(m);
+    if (m->visitor) state = leave_machine(m);
   }
   m->closed = true;
   um_reactor_destroy(m->reactor);
   m->reactor = NULL;
+  if (state) rb_jump_tag(state);
+  if (visitor && visitor->raised != Qundef) raise_error(visitor->raised); /* on the way out */
   return Qnil;
 }
 
@@ -583,6 +707,8 @@ void um_init_machine(void) {
   um_cUM = rb_define_class("UM", rb_cObject);
 #endif
   id_task = rb_intern("um_task");
+  pthread_once(&own_machine_once, make_key);
+  rb_add_event_hook(thread_ends, RUBY_EVENT_THREAD_END, Qnil);
   /* Document-class: UM::Task
    * The machine's side of a fiber; private. */
   task_class = rb_define_class_under(um_cUM, "Task", rb_cObject);

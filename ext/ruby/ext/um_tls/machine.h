@@ -6,12 +6,20 @@
 
 typedef struct machine machine;
 
-/* A block with a deadline; on the stack of the fiber that runs it. */
+/* A block with a deadline. Not on a stack: of an Enumerator that is dropped in mid-block that goes. */
 typedef struct block_timeout {
   struct block_timeout *outer;
   um_time at;
   VALUE error;
 } block_timeout;
+
+/* What um_ensure() is to do; on the stack of the fiber. */
+typedef struct duty {
+  struct task *task;
+  struct duty *outer;
+  VALUE (*end)(VALUE);
+  VALUE argument;
+} duty;
 
 typedef struct task {
   um_task um;            /* first: the reactor knows us by it */
@@ -23,9 +31,10 @@ typedef struct task {
   VALUE value;           /* what it was scheduled with */
   VALUE raised;          /* Qundef, or to be raised when what it waits for is over */
   block_timeout *timeouts;
+  duty *duties;
   int fd;                /* one more than the descriptor it waits on, or 0 */
   unsigned posts;        /* wake-ups on their way from other threads */
-  bool kill;             /* the thread is being killed */
+  int fatal;             /* not 0: rb_jump_tag() to it, when what it waits for is over */
   bool began, is_parked, interrupted, ended;
 } task;
 
@@ -35,9 +44,11 @@ struct machine {
   VALUE self, loop, thread;
   task *visitor;         /* whatever in the thread is no fiber of ours: its main fiber, usually */
   task *tasks;           /* alive, marked for the garbage collector */
+  machine *next_left;    /* of those whose native thread has ended */
   unsigned live;
   um_turn idle;          /* who waits until no fiber is left */
   pid_t pid;
+  int fatal;             /* as a task's, of the loop's fiber */
   bool closed;
   bool early_wake;       /* for the visitor, before there was one */
 };

@@ -56,12 +56,12 @@ static VALUE unlock_string(VALUE string) { return rb_str_unlocktmp(string); }
 static ssize_t locked(transfer *t) {
   if (t->string) {
     rb_str_locktmp(t->object);
-    rb_ensure(run_transfer, (VALUE)t, unlock_string, t->object);
+    um_ensure(run_transfer, (VALUE)t, unlock_string, t->object);
   } else if (RTEST(rb_funcall(t->object, rb_intern("locked?"), 0))) {
     run_transfer((VALUE)t); /* by the caller, as Ruby's io_read does */
   } else {
     rb_io_buffer_lock(t->object);
-    rb_ensure(run_transfer, (VALUE)t, rb_io_buffer_unlock, t->object);
+    um_ensure(run_transfer, (VALUE)t, rb_io_buffer_unlock, t->object);
   }
   RB_GC_GUARD(t->object);
   return t->result;
@@ -372,7 +372,7 @@ static VALUE machine_select(int argc, VALUE *argv, VALUE self) {
   s.deadline = um_deadline_of(seconds);
   s.epoll = epoll_create1(EPOLL_CLOEXEC);
   if (s.epoll < 0) rb_sys_fail("epoll_create1");
-  return rb_ensure(run_select, (VALUE)&s, end_select, (VALUE)&s);
+  return um_ensure(run_select, (VALUE)&s, end_select, (VALUE)&s);
 }
 
 void um_init_machine_io(void) {

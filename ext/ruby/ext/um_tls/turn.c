@@ -66,11 +66,12 @@ static VALUE wait_left(VALUE argument) {
 }
 
 bool um_turn_wait(um_turn *turn, um_time deadline) {
+  um_bury_machines(); /* one of their fibers may have the turn */
   struct um_turn_waiter waiter = {
       .turn = turn, .queue = Qnil, .on_ring = um_on_ring(), .deadline = deadline};
   um_event_init(&waiter.event);
   enter(turn, &waiter); /* first of all: from here on no wake-up is missed */
-  rb_ensure(wait_woken, (VALUE)&waiter, wait_left, (VALUE)&waiter);
+  um_ensure(wait_woken, (VALUE)&waiter, wait_left, (VALUE)&waiter);
   return waiter.woken;
 }
 

@@ -38,6 +38,8 @@ NORETURN(void um_raise(int code));
 
 /* The task that runs in this Ruby thread, or NULL: never um_task_current() itself. */
 um_task *um_here(void);
+/* Frees the machines of threads that have ended. */
+void um_bury_machines(void);
 /* Whether this thread runs a machine: waiting then goes through its ring. */
 bool um_on_ring(void);
 /* An absolute deadline from seconds (nil: none). */
@@ -47,6 +49,10 @@ um_time um_deadline(um_time own);
 /* Call after everything the wait brought was put away: raises what was raised into
  * the fiber while it was parked, and the timeouts of its blocks that passed. */
 void um_after_wait(int result);
+
+/* rb_ensure(). Of a fiber that never goes on, because its thread has ended, the end is done as
+ * well: so `body` must run nobody else's code, which could leave it by other means. */
+VALUE um_ensure(VALUE (*body)(VALUE), VALUE argument, VALUE (*end)(VALUE), VALUE end_argument);
 
 /* Has `error` raised in a task of any thread's machine, in place of what it waits for. */
 void um_interrupt_anywhere(um_task *task, VALUE error);

@@ -70,7 +70,7 @@ class UM
 
     # From any thread.
     def unblock(_blocker, fiber)
-      @machine.wake(fiber) unless @closed
+      @machine.wake(fiber) if @machine.ours?
     end
 
     # Kernel#sleep.
