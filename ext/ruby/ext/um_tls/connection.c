@@ -864,6 +864,8 @@ void um_init_connection(VALUE tls) {
    * The library's side of a socket; private. */
   connection_class = rb_define_class_under(tls, "Connection", rb_cObject);
   rb_undef_alloc_func(connection_class);
+  /* Document-module: UM::TLS::WatchedIO
+   * The close of an IO whose connection waits in a ring; private. */
   watched_module = rb_define_module_under(tls, "WatchedIO");
   rb_define_method(watched_module, "close", watched_io_close, 0);
 #if 0 /* for RDoc, which looks at one file at a time */

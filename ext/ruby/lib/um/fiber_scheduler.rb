@@ -190,7 +190,7 @@ class UM
 
     # Ruby 3.3's IO#pwrite calls the hook after it has released the VM's lock: Ruby code in it
     # corrupts the VM (it hangs, or crashes). This one calls the same hook with the lock held.
-    module LockedPwrite
+    module LockedPwrite # :nodoc: all
       def pwrite(object, from)
         scheduler = ::Fiber.current_scheduler
         return super unless scheduler.is_a?(FiberScheduler)
@@ -204,7 +204,7 @@ class UM
 
     # Ruby before 4.0 has io_close and never calls it: fibers that wait on what is closed would
     # wait for ever.
-    module WakingClose
+    module WakingClose # :nodoc: all
       def close
         scheduler = ::Fiber.current_scheduler
         scheduler.machine.closing(self) if scheduler.is_a?(FiberScheduler) && !closed?
