@@ -131,7 +131,7 @@ static int pipes(void *argument) {
   CHECK_EQ(tries_to_read(ends[0], bytes, 16), 1);
   char *much = calloc(1, 1 << 20);
   CHECK(much != NULL);
-  ssize_t written = um_write(ends[1], much, 1 << 20, -1, um_after(3));
+  ssize_t written = um_write(ends[1], much, 1 << 20, -1, um_after(200));
   CHECK(written > 0 && written < 1 << 20); /* the pipe is full */
   CHECK_EQ(um_write(ends[1], much, 1, -1, um_after(1)), -ETIMEDOUT);
   reader = spawn(drains_pipe, ends);
