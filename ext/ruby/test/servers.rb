@@ -21,7 +21,7 @@ class RealServer
   def initialize
     @folder = Dir.mktmpdir("um-tls")
     3.times do |attempt| # another process may be faster to take the port
-      @port = TCPServer.open("127.0.0.1", 0) { |server| server.local_address.ip_port }
+      @port = free_port
       log = File.join(@folder, "log")
       @pid = Process.spawn(*command, in: IO::NULL, out: log, err: log)
       return if listening?
@@ -44,13 +44,30 @@ class RealServer
 
   def key = Certificates.path("server.key")
 
+  # Not one of those that the kernel gives to clients: these come and go all the time.
+  def free_port
+    port = rand(20_000...30_000)
+    TCPServer.open("127.0.0.1", port, &:close)
+    port
+  rescue Errno::EADDRINUSE
+    retry
+  end
+
   def listening?
     (PATIENCE * 50).times do
       return false if Process.wait(@pid, Process::WNOHANG)
-      return TCPSocket.open("127.0.0.1", @port, &:close) || true
-    rescue SystemCallError
+      return true if listens?
       sleep 0.02
     end
+    false
+  end
+
+  # It, and nobody else.
+  def listens?
+    listeners = File.readlines("/proc/net/tcp").map(&:split).select { |line| line[3] == "0A" }
+    mine = listeners.select { |line| line[1].end_with?(format(":%04X", @port)) }.map { |line| "socket:[#{line[9]}]" }
+    Dir["/proc/#{@pid}/fd/*"].any? { |fd| mine.include?(File.readlink(fd)) }
+  rescue SystemCallError
     false
   end
 

@@ -133,6 +133,18 @@ class TestDropIn < TLSTest
     end
   end
 
+  # It is told from whoever else listens there.
+  def test_a_server_whose_port_is_taken
+    other = TCPServer.new("127.0.0.1", 0)
+    taken = [other.local_address.ip_port]
+    clumsy = Class.new(RedisServer) { define_method(:free_port) { taken.shift || super() } }
+    serve(clumsy)
+    assert_empty taken
+    refute_equal other.local_address.ip_port, @server.port
+  ensure
+    other&.close
+  end
+
   # ---- Net::HTTP and open-uri, against nginx ----
 
   def serve_files
