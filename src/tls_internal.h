@@ -36,8 +36,9 @@ struct um_tls {
   unsigned floods;       /* turns in a row used up by records without data */
   unsigned flood_limit;  /* of those, at most; 0: any number */
   int failed;            /* latched: nothing but close makes sense */
-  char *unread;          /* plaintext given back by read_exact and read_until */
+  char *unread;          /* plaintext before what OpenSSL has: given back, or read ahead */
   size_t unread_start, unread_end;
+  bool unread_lent;      /* it is the serving fiber's buffer */
   char message[200];
 };
 
@@ -93,8 +94,13 @@ int um__tls_give_way(um_tls *tls);
 
 /* Steps that never wait, for connections without a fiber. */
 int um__tls_handshake_step(um_tls *tls);
-/* > 0 plaintext is there, 0 clean end, UM_WANT_INPUT, or an error. */
-int um__tls_peek_step(um_tls *tls);
+/* > 0 plaintext is there, 0 clean end, UM_WANT_INPUT, or an error. What is there may be read
+ * into `buffer`, which is then lent to the stream until um__tls_keep_unread(). */
+int um__tls_fill_step(um_tls *tls, char *buffer, size_t length);
+/* Moves what is unread out of a buffer that was lent. */
+int um__tls_keep_unread(um_tls *tls);
+/* Wipes and forgets it. */
+void um__tls_drop_unread(um_tls *tls);
 /* The same handshake, waiting. */
 int um__tls_handshake(um_tls *tls, um_time deadline);
 

@@ -11,10 +11,6 @@ static int ssl_read(SSL *ssl, void *buffer, size_t length, size_t *done) {
   return SSL_read_ex(ssl, buffer, length, done);
 }
 
-static int ssl_peek(SSL *ssl, void *buffer, size_t length, size_t *done) {
-  return SSL_peek_ex(ssl, buffer, length, done);
-}
-
 /* Ciphertext may be in OpenSSL already (a record read and not processed), and after
  * close_notify no more will come. */
 static bool worth_trying(const um_tls *tls) {
@@ -47,44 +43,64 @@ static ssize_t read_ssl(um_tls *tls, void *buffer, size_t length, um_time deadli
 
 static size_t unread(const um_tls *tls) { return tls->unread_end - tls->unread_start; }
 
+void um__tls_drop_unread(um_tls *tls) {
+  if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
+  if (!tls->unread_lent) um__free(tls->unread);
+  tls->unread = NULL;
+  tls->unread_start = tls->unread_end = 0;
+  tls->unread_lent = false;
+}
+
 static size_t take_unread(um_tls *tls, void *buffer, size_t length) {
   size_t count = unread(tls) < length ? unread(tls) : length;
   memcpy(buffer, tls->unread + tls->unread_start, count);
   tls->unread_start += count;
-  if (unread(tls)) return count;
-  OPENSSL_cleanse(tls->unread, tls->unread_end);
-  um__free(tls->unread);
-  tls->unread = NULL;
-  tls->unread_start = tls->unread_end = 0;
+  if (!unread(tls)) um__tls_drop_unread(tls);
   return count;
 }
 
 /* Puts plaintext back in front of what is to be read. Without memory it is lost, so the
  * stream ends there: what came after it is no use. */
 static int give_back(um_tls *tls, const char *bytes, size_t length) {
+  size_t total = length + unread(tls);
   if (!length) return 0;
-  char *joined = um__alloc_raw(length + unread(tls));
+  char *joined = um__alloc_raw(total);
   if (!joined) {
-    if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
-    um__free(tls->unread);
-    tls->unread = NULL;
-    tls->unread_start = tls->unread_end = 0;
+    um__tls_drop_unread(tls);
     return um__tls_fail(tls, -ENOMEM, "no memory for what was received: it is lost");
   }
   memcpy(joined, bytes, length);
   if (tls->unread) memcpy(joined + length, tls->unread + tls->unread_start, unread(tls));
-  size_t total = length + unread(tls);
-  if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
-  um__free(tls->unread);
+  um__tls_drop_unread(tls);
   tls->unread = joined;
-  tls->unread_start = 0;
   tls->unread_end = total;
   return 0;
 }
 
+int um__tls_keep_unread(um_tls *tls) {
+  if (!tls->unread_lent) return 0;
+  char *lent = tls->unread + tls->unread_start;
+  size_t length = unread(tls);
+  tls->unread_end = tls->unread_start = 0;
+  tls->unread = NULL;
+  tls->unread_lent = false;
+  int result = give_back(tls, lent, length);
+  OPENSSL_cleanse(lent, length);
+  return result;
+}
+
+/* With what OpenSSL has of the same record, so that the record is read whole. */
+static ssize_t read_unread(um_tls *tls, char *buffer, size_t length) {
+  bool lent = tls->unread_lent;
+  size_t count = take_unread(tls, buffer, length), more = 0;
+  if (lent && count < length && SSL_pending(tls->ssl))
+    um__ssl_call(tls, ssl_read, buffer + count, length - count, &more);
+  return (ssize_t)(count + more);
+}
+
 static ssize_t read_some(um_tls *tls, void *buffer, size_t length, um_time deadline) {
   if (!length) return 0;
-  if (unread(tls)) return (ssize_t)take_unread(tls, buffer, length);
+  if (unread(tls)) return read_unread(tls, buffer, length);
   int result = um__tls_handshake(tls, deadline);
   return result < 0 ? result : read_ssl(tls, buffer, length, deadline);
 }
@@ -153,8 +169,7 @@ size_t um_tls_pending(const um_tls *tls) {
   return unread(tls) + (tls->ssl ? (size_t)SSL_pending(tls->ssl) : 0);
 }
 
-int um__tls_peek_step(um_tls *tls) {
-  char byte;
+int um__tls_fill_step(um_tls *tls, char *buffer, size_t length) {
   size_t count;
   if (unread(tls)) return 1;
   if (tls->failed) return tls->failed;
@@ -162,7 +177,12 @@ int um__tls_peek_step(um_tls *tls) {
     um__bio_budget(tls->bio, 0); /* of an earlier call: was not used up by this one */
     return UM_WANT_INPUT;
   }
-  int result = um__ssl_call(tls, ssl_peek, &byte, 1, &count);
-  if (result > 0) tls->floods = 0;
+  int result = um__ssl_call(tls, ssl_read, buffer, length, &count);
+  if (result <= 0) return result;
+  tls->floods = 0;
+  tls->unread = buffer;
+  tls->unread_start = 0;
+  tls->unread_end = count;
+  tls->unread_lent = true;
   return result;
 }

@@ -216,19 +216,27 @@ static int call_handler(served *s) {
   um_tls_listener *l = s->listener;
   size_t before = unseen(s);
   int result = l->config.handler(s->tls, &s->data, l->config.arg);
+  int kept = um__tls_keep_unread(s->tls);
+  if (kept < 0 && result == UM_TLS_PARK) return kept;
   if (result == UM_TLS_PARK && l->stopping) return UM_TLS_CLOSE;
   s->sated = result == UM_TLS_PARK && um_tls_pending(s->tls) && unseen(s) == before;
   return s->sated ? UM_WANT_INPUT : result;
 }
 
+/* What a handler reads first has been read before it is called, or it would not be known that it
+ * has something to read: small messages whole. It is on the fiber's stack, of whose one page it
+ * must leave the handler enough. */
+#define FIRST 1024
+
 /* As far as the bytes that are there allow: UM_WANT_INPUT to park, 0 or an error to
  * end the connection, UM_TLS_PARK to look again. */
 static int advance(served *s) {
+  char first[FIRST];
   bool fresh = !s->tls->shaken;
   int result = finish_handshake(s);
   if (result <= 0) return result;
   bool greet = fresh && (s->listener->config.flags & UM_TLS_GREET);
-  if (!greet && (result = um__tls_peek_step(s->tls)) <= 0) return result;
+  if (!greet && (result = um__tls_fill_step(s->tls, first, sizeof first)) <= 0) return result;
   return call_handler(s);
 }
 

@@ -362,8 +362,7 @@ void um__tls_free(um_tls *tls) {
   um__conn_discard_output(&tls->conn);
   SSL_free(tls->ssl);
   SSL_CTX_free(tls->ctx);
-  if (tls->unread) OPENSSL_cleanse(tls->unread, tls->unread_end);
-  um__free(tls->unread);
+  um__tls_drop_unread(tls);
   um__free(tls->hostname);
   um__free(tls);
 }

@@ -95,8 +95,11 @@ um_time um__timers_next(um_reactor *r) {
   return top ? top->at : UM_FOREVER;
 }
 
+/* A top that is not due is left alone: cleared just now, it is likely to be set again. */
 void um__timers_expire(um_reactor *r, um_time now) {
-  for (struct um_timer *top; (top = settled_top(r)) && top->at <= now;) {
+  while (r->timer_count && r->timers[1]->at <= now) {
+    struct um_timer *top = settled_top(r);
+    if (!top || top->at > now) break;
     um__timer_remove(r, top);
     top->deadline = UM_FOREVER;
     UM_COUNT(r, timers, 1);

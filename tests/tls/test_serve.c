@@ -182,6 +182,79 @@ static int half_messages(void *argument) {
 }
 Test(serve, half_a_message_parks) { serve((um_tls_server_config){.handler = wants_ten}, half_messages); }
 
+/* Whatever the sizes of the records and of the reads, and whoever reads first: each handler takes
+ * one piece of another size and parks. */
+#define MOST_PIECE 3000
+
+static int takes_a_piece(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[MOST_PIECE];
+  (void)data;
+  size_t size = 1 + (size_t)(s->calls++ * 613) % MOST_PIECE;
+  ssize_t n = um_tls_read(tls, bytes, size, UM_FOREVER);
+  if (n > 0) n = um_tls_write(tls, bytes, (size_t)n, UM_FOREVER);
+  return n < 0 ? (int)n : n ? UM_TLS_PARK : UM_TLS_CLOSE;
+}
+
+static void says_records(peer *p) {
+  static const int sizes[] = {1, 1023, 1024, 1025, 2047, 2049, 16384, 3, 5000, 1024};
+  char out[16384], in[16384];
+  peer_shake(p);
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    for (int j = 0; j < sizes[i]; j++) out[j] = (char)(i * 31 + (size_t)j * 7 + (size_t)j / 251);
+    peer_write(p, out, sizes[i]);
+    peer_read(p, in, sizes[i]);
+    CHECK(!memcmp(in, out, (size_t)sizes[i]));
+  }
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int pieces(void *argument) {
+  peer p;
+  client(&p, says_records, NULL);
+  peer_join(&p);
+  UNTIL(gone(argument, 1));
+  CHECK_EQ(now->reason, 0);
+  return 0;
+}
+Test(serve, records_and_reads_of_any_size) {
+  serve((um_tls_server_config){.handler = takes_a_piece}, pieces);
+}
+
+/* A message that fits in what is read ahead, or just not, is one read. */
+static int reads_whole(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[20000];
+  (void)data;
+  ssize_t n = um_tls_read(tls, bytes, sizeof bytes, UM_FOREVER);
+  CHECK_EQ(n, s->calls++ ? 16384 : 1025);
+  n = um_tls_write(tls, bytes, (size_t)n, UM_FOREVER);
+  return n < 0 ? (int)n : UM_TLS_PARK;
+}
+
+static void says_two(peer *p) {
+  char bytes[16384] = {0};
+  peer_shake(p);
+  peer_write(p, bytes, 1025);
+  peer_read(p, bytes, 1025);
+  peer_write(p, bytes, 16384);
+  peer_read(p, bytes, 16384);
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int whole(void *argument) {
+  peer p;
+  client(&p, says_two, NULL);
+  peer_join(&p);
+  UNTIL(gone(argument, 1));
+  CHECK_EQ(now->reason, 0);
+  CHECK_EQ(now->calls, 2);
+  return 0;
+}
+Test(serve, a_record_is_read_whole) { serve((um_tls_server_config){.handler = reads_whole}, whole); }
+
 /* ---- greeting ---- */
 
 static int greets(um_tls *tls, void **data, void *argument) {
