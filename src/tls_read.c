@@ -106,10 +106,14 @@ static ssize_t read_some(um_tls *tls, void *buffer, size_t length, um_time deadl
 }
 
 static int enter_read(um_tls *tls) {
-  if (tls->reading) return UM_EREENTRANT;
   int result = um__tls_enter(tls);
-  if (result == 0) tls->reading = true;
-  return result;
+  if (result < 0) return result;
+  if (tls->reading) {
+    um__tls_leave(tls);
+    return UM_EREENTRANT;
+  }
+  tls->reading = true;
+  return 0;
 }
 
 static void leave_read(um_tls *tls) {

@@ -275,6 +275,7 @@ static int serve(void *argument) {
   while (result == UM_TLS_PARK) {
     s->sated = false;
     result = advance(s);
+    if (unlikely(um__reactor_forked(l->reactor))) return UM_EFORKED; /* the handler did it */
     if (result == UM_WANT_INPUT && more_input(s)) result = UM_TLS_PARK;
   }
   if (result != UM_WANT_INPUT && result != UM_OFFLOADED) end(s, result);

@@ -116,6 +116,7 @@ int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t len
   um_ssl_call call = {.ssl = tls->ssl, .function = function, .buffer = buffer, .length = length};
   um__bio_budget(tls->bio, tls->shaken ? BUDGET : HANDSHAKE_BUDGET);
   on_shared_stack(tls->reactor, um__ssl_run, &call);
+  if (unlikely(um__reactor_forked(tls->reactor))) return UM_EFORKED; /* by a callback */
   if (done) *done = call.done;
   return um__ssl_judge(tls, &call);
 }
@@ -165,10 +166,17 @@ int um__tls_give_way(um_tls *tls) {
 
 /* ---- entry and exit ---- */
 
-int um__tls_enter(um_tls *tls) {
-  um_task *task = um__task();
+/* Whether the calling fiber is one of the stream's reactor. */
+static int check_caller(const um_tls *tls) {
+  const um_task *task = um__task();
+  if (unlikely(um__reactor_forked(tls->reactor))) return UM_EFORKED;
   if (!task) return UM_ENOTFIBER;
-  if (task->reactor != tls->reactor) return UM_EWRONGTHREAD;
+  return task->reactor == tls->reactor ? 0 : UM_EWRONGTHREAD;
+}
+
+int um__tls_enter(um_tls *tls) {
+  int result = check_caller(tls);
+  if (result < 0) return result;
   if (tls->conn.closing) return UM_ECLOSED;
   tls->users++;
   return 0;
@@ -491,15 +499,21 @@ static void give_up_fd(um_tls *tls) {
   if (!(tls->flags & UM_TLS_KEEP_FD)) close(tls->conn.fd);
 }
 
+/* In a fork's child: socket and ring are the parent's, who goes on with both. */
+static void forget(um_tls *tls) {
+  give_up_fd(tls);
+  um__tls_free(tls);
+}
+
 int um_tls_close(um_tls *tls, um_time deadline) {
   if (!tls) return 0;
-  um_task *task = um__task();
-  if (!task) return UM_ENOTFIBER;
-  if (task->reactor != tls->reactor) return UM_EWRONGTHREAD;
+  int result = check_caller(tls);
+  if (result == UM_EFORKED) forget(tls);
+  if (result < 0) return result;
   evict(tls);
   (void)um__tls_notify(tls);
   bool unread = tls->conn.received != 0;
-  int result = um__conn_close(&tls->conn, deadline);
+  result = um__conn_close(&tls->conn, deadline);
   tls->conn.received = unread;
   if (result == 0 && !(tls->flags & UM_TLS_KEEP_FD)) result = linger(tls, deadline);
   tls->conn.received = 0;
@@ -510,6 +524,10 @@ int um_tls_close(um_tls *tls, um_time deadline) {
 
 void um_tls_abort(um_tls *tls) {
   if (!tls) return;
+  if (um__reactor_forked(tls->reactor)) {
+    forget(tls);
+    return;
+  }
   struct linger reset = {.l_onoff = 1, .l_linger = 0};
   if (um__task()) evict(tls);
   um__conn_close(&tls->conn, 0);

@@ -18,6 +18,9 @@
  * After -ETIMEDOUT or -ECANCELED a connection is as usable as before the call.
  * After UM_ETLS, UM_EVERIFY or a socket error only close makes sense.
  * 0-RTT (early data) is off: it can be replayed (RFC 8446 section 8).
+ *
+ * In the child of a fork(2) every call that may wait returns UM_EFORKED; close and abort
+ * then free the child's copy and close its descriptor. The parent's connection goes on.
  */
 #ifndef BIO_URING_TLS_H
 #define BIO_URING_TLS_H
