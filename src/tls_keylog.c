@@ -1,11 +1,13 @@
 /* SSLKEYLOGFILE, off unless asked for. The context owns the descriptor. */
 #include "error.h"
+#include "log.h"
 #include "tls_internal.h"
 
 #include <bio_uring/tls.h>
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,15 +23,22 @@ static void close_with_ctx(void *parent, void *data, CRYPTO_EX_DATA *all, int in
 
 static void take_slot(void) { slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, close_with_ctx); }
 
+/* A full disk is no reason to fail a handshake. */
+static void tell_once(int error) {
+  static atomic_flag told = ATOMIC_FLAG_INIT;
+  if (!atomic_flag_test_and_set(&told))
+    um__log(UM_LOG_WARNING, "key log: %s: secrets are dropped", um_strerror(-error));
+}
+
 /* One write(2) to a file opened to append: lines of several processes do not mix. */
 void um__keylog_line(const SSL *ssl, const char *secret) {
   void *data = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), slot);
   char line[512];
   int length = snprintf(line, sizeof line, "%s\n", secret);
-  ssize_t written = 0; /* a full disk is no reason to fail a handshake */
+  ssize_t written = 0;
   if (length > 0 && length < (int)sizeof line)
     written = write((int)(intptr_t)data - 1, line, (size_t)length);
-  (void)written;
+  if (written < 0) tell_once(errno);
   OPENSSL_cleanse(line, sizeof line);
 }
 

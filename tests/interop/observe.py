@@ -6,10 +6,11 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import urllib.request
 
-from harness import UM_TLS, Case, Server, cert, client_hello, main, pair, receive_all, run, \
-    tcp, tls, um_tls, wait_until
+from harness import PATIENCE, UM_TLS, Case, Server, cert, client_hello, free_port, listening, \
+    main, pair, receive_all, run, tcp, tls, um_tls, wait_until
 
 SAMPLE = re.compile(r'([a-z_0-9]+)\{(\w+="[^"]*"(?:,\w+="[^"]*")*)\} (\S+)')
 # The distribution's parser, which only the distribution's Python can load.
@@ -180,6 +181,9 @@ class KeyLog(Case):
         with tls(server.port) as connection:
             connection.sendall(b"hello")
             self.assertEqual(connection.recv(5), b"hello")
+        with tls(server.port):
+            pass
+        self.assertEqual(server.said("err").count(b"key log: No space left on device"), 1)
 
     def test_a_file_that_cannot_be_opened(self):
         certificate, key = pair("server")
@@ -195,6 +199,65 @@ class Log(Case):
             pass
         server.wait_for(rb"bio_uring info: reactor: \w+, \d+ entries", "err")
         server.wait_for(rb"bio_uring debug: fd \d+: TLSv1\.3, TLS_AES", "err")
+
+
+class DiskFull(Case):
+    """Nothing that is written can be: what serves goes on, what was to tell something fails."""
+
+    def full(self, *command, **more):
+        with open("/dev/full", "wb") as full:
+            return subprocess.run([UM_TLS, *command], stdout=full, stderr=subprocess.PIPE,
+                                  timeout=PATIENCE, check=False, **more)
+
+    def test_serve(self):
+        port, metrics = free_port(), free_port()
+        certificate, key = pair("server")
+        environment = {**os.environ, "SSLKEYLOGFILE": "/dev/full", "UM_LOG": "debug"}
+        with open("/dev/full", "wb") as full:
+            process = subprocess.Popen(
+                [UM_TLS, "serve", "--listen", f"127.0.0.1:{port}", "--cert", certificate,
+                 "--key", key, "--echo", "--verbose", "--threads", "2",
+                 "--metrics", f"127.0.0.1:{metrics}"],
+                stdout=full, stderr=full, env=environment)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_until(lambda: listening(port), "listening")
+        for _ in range(20):
+            with tcp(port) as plain:
+                plain.sendall(b"GET / HTTP/1.0\r\n\r\n")  # a line about it
+                receive_all(plain)
+        for sent in (signal.SIGUSR1, signal.SIGHUP):
+            process.send_signal(sent)
+            self.echoes(port)
+        address = f"http://127.0.0.1:{metrics}/metrics"
+        with urllib.request.urlopen(address, timeout=PATIENCE) as reply:
+            self.assertIn(b"bio_uring_tls_failed_total", reply.read())
+        process.terminate()
+        self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_serve_says_where_it_listens(self):
+        certificate, key = pair("server")
+        with open("/dev/full", "wb") as full:
+            process = subprocess.Popen(
+                [UM_TLS, "serve", "--listen", "127.0.0.1:0", "--cert", certificate,
+                 "--key", key, "--echo"],
+                stdout=full, stderr=subprocess.PIPE)
+        with process:
+            line = process.stderr.readline()
+            told = re.search(rb"listening on 127\.0\.0\.1:(\d+), .*: No space left", line)
+            self.echoes(int(told[1]))
+            process.terminate()
+            self.assertEqual((process.wait(PATIENCE), process.stderr.read()), (0, b""))
+
+    def test_results_that_are_lost(self):
+        server = self.start(Server("--body", "10"), code=0)
+        fetch = ("connect", server.address, "--ca", cert("ca.pem"))
+        load = ("load", server.address, "--ca", cert("ca.pem"), "--http", "/", "--requests", "10")
+        for command in (("--help",), ("--version",), ("serve", "--help"), load, (*load, "--json"),
+                        fetch):
+            done = self.full(*command, input=b"GET / HTTP/1.0\r\n\r\n")
+            self.assertEqual(done.returncode, 74, command)
+            self.assertIn(b"cannot write to standard output: No space left", done.stderr, command)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,5 @@ void load_report(const load *l, double seconds, double cpu_seconds) {
   for (uint64_t i = 0; i < l->options.threads; i++) histogram_merge(all, &l->workers[i].latencies);
   if (l->options.json) print_json(l, &sum, all, seconds, cpu_seconds);
   else print_text(l, &sum, all, seconds, cpu_seconds);
-  fflush(stdout);
   free(all);
 }

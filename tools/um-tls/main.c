@@ -3,6 +3,7 @@
 #include "exit_codes.h"
 #include "say.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
@@ -55,10 +56,7 @@ static void give_memory_back(void) {
 #endif
 }
 
-int main(int argc, char **argv) {
-  hold_standard_descriptors();
-  give_memory_back();
-  signal(SIGPIPE, SIG_IGN); /* a closed standard output is an error to report, not a death */
+static int run(int argc, char **argv) {
   if (argc < 2) return fail(EXIT_USAGE, "no command given; see um-tls --help");
   if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
     return print_help();
@@ -69,4 +67,17 @@ int main(int argc, char **argv) {
     return commands[i].run(argc - 1, argv + 1);
   }
   return fail(EXIT_USAGE, "unknown command %s; see um-tls --help", argv[1]);
+}
+
+/* A result that nobody can read is none. */
+static int finish(int code) {
+  if (!fflush(stdout) && !ferror(stdout)) return code;
+  return fail(code ? code : EXIT_LOST, "cannot write to standard output: %s", strerror(errno));
+}
+
+int main(int argc, char **argv) {
+  hold_standard_descriptors();
+  give_memory_back();
+  signal(SIGPIPE, SIG_IGN); /* a closed standard output is an error to report, not a death */
+  return finish(run(argc, argv));
 }

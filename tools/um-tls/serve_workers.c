@@ -9,6 +9,7 @@
 #include "serve_observe.h"
 
 #include <bio_uring.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -119,7 +120,9 @@ static void announce(server *s) {
   int host = (int)(strrchr(listen, ':') - listen);
   if (host > 0) printf("listening on %.*s%s\n", host, listen, real_port);
   else printf("listening on %s\n", s->address);
-  fflush(stdout);
+  if (!fflush(stdout)) return;
+  say("listening on %s, which standard output does not take: %s", s->address, strerror(errno));
+  clearerr(stdout);
 }
 
 static void ask_to_drain(server *s) {
