@@ -1,5 +1,5 @@
 #!/bin/sh
-# lane: memcheck over the reactor's tests and the offload's, on the epoll backend: errors and definite leaks fail
+# lane: memcheck over the reactor's tests and those of TLS streams, on the epoll backend: errors and definite leaks fail
 # needs: what ./run setup installs, and valgrind (installed)
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -10,7 +10,8 @@ build=$root/build/valgrind
 rm -rf "$build"
 meson setup "$build" "$root" -Dwerror=true -Dtools=false -Dexamples=false -Dbench=false \
   >"$root/build/variant.log" || { cat "$root/build/variant.log"; exit 1; }
-ninja --quiet -C "$build" tests/reactor/test_reactor_plain tests/tls/test_tls_offload_plain
+ninja --quiet -C "$build" tests/reactor/test_reactor_plain tests/tls/test_tls_offload_plain \
+  tests/tls/test_tls_crowd_plain
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -45,4 +46,5 @@ check() {
 
 check "$build/tests/reactor/test_reactor_plain"
 check "$build/tests/tls/test_tls_offload_plain"
+check "$build/tests/tls/test_tls_crowd_plain"
 "$root/scripts/sum-tests.sh" <"$tmp/results"
