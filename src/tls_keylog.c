@@ -21,7 +21,9 @@ static void close_with_ctx(void *parent, void *data, CRYPTO_EX_DATA *all, int in
   if (data) close((int)(intptr_t)data - 1);
 }
 
-static void take_slot(void) { slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, close_with_ctx); }
+static void take_slot(void) {
+  slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, close_with_ctx);
+}
 
 /* A full disk is no reason to fail a handshake. */
 static void tell_once(int error) {

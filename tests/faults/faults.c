@@ -102,10 +102,15 @@ static void fork_here(life *l) {
   pid_t child = fork();
   CHECK(child >= 0);
   if (child == 0) {
+    char byte = 0;
     alarm(20);
-    bool well = um_reactor_run(l->reactor) == UM_EFORKED && um_reactor_step(l->reactor) == UM_EFORKED &&
+    bool well = um_reactor_run(l->reactor) == UM_EFORKED &&
+                um_reactor_step(l->reactor) == UM_EFORKED &&
                 um_fiber_spawn(l->reactor, NULL, NULL, NULL, NULL) == UM_EFORKED &&
-                um_post(l->reactor, NULL, NULL) == UM_EFORKED;
+                um_post(l->reactor, NULL, NULL) == UM_EFORKED &&
+                um_tls_read(l->tls, &byte, 1, UM_FOREVER) == UM_EFORKED &&
+                um_tls_write(l->tls, &byte, 1, UM_FOREVER) == UM_EFORKED &&
+                um_tls_close(l->tls, UM_FOREVER) == UM_EFORKED;
     _exit(well ? 0 : 1);
   }
   int status;
@@ -116,7 +121,7 @@ static void fork_here(life *l) {
 /* Between two waits of the scripted kernel. */
 static void disturb(life *l) {
   if (l->jumps && chance(l, 3)) ns += (1 + roll(l, 100)) * UM_SECOND, jumps++;
-  if (l->forks && chance(l, 1)) fork_here(l), forks++;
+  if (l->forks && chance(l, 10)) fork_here(l), forks++;
   if (l->over) return;
   if (chance(l, 2) && l->reader) um_fiber_cancel(l->reader), cancels++;
   if (chance(l, 2) && l->writer) um_fiber_cancel(l->writer), cancels++;
@@ -151,14 +156,17 @@ static bool passes(ssize_t result) {
 
 static ssize_t read_some(life *l, char *bytes, size_t most) {
   size_t left = l->down - l->read;
-  switch (roll(l, 3)) {
+  unsigned how = roll(l, 3);
+  um_time deadline = some_deadline(l);
+  switch (how) {
     case 0:
-      return um_tls_read(l->tls, bytes, 1 + roll(l, (unsigned)most), some_deadline(l));
+      return um_tls_read(l->tls, bytes, 1 + roll(l, (unsigned)most), deadline);
     case 1:
       if (left > most) left = most;
-      return um_tls_read_exact(l->tls, bytes, left ? 1 + roll(l, (unsigned)left) : 1, some_deadline(l));
+      left = left ? 1 + roll(l, (unsigned)left) : 1;
+      return um_tls_read_exact(l->tls, bytes, left, deadline);
     default:
-      return um_tls_read_until(l->tls, bytes, most, "\x5a", 1, some_deadline(l));
+      return um_tls_read_until(l->tls, bytes, most, "\x5a", 1, deadline);
   }
 }
 
@@ -243,8 +251,12 @@ static void end(life *l) {
   if (chance(l, 30)) um_tls_shutdown(tls, some_deadline(l));
   l->failed = *um_tls_error(tls) || allocation_percent; /* a reader that is evicted may fail */
   l->over = true;
-  if (l->aborted) um_tls_abort(tls);
-  else l->close_result = um_tls_close(tls, chance(l, 80) ? um_after(3600 * 1000) : some_deadline(l));
+  if (l->aborted) {
+    um_tls_abort(tls);
+    return;
+  }
+  um_time deadline = chance(l, 80) ? um_after(3600 * 1000) : some_deadline(l);
+  l->close_result = um_tls_close(tls, deadline);
 }
 
 static int live(void *argument) {
@@ -284,15 +296,18 @@ static int live(void *argument) {
 
 static void show_fiber(const um_fiber_info *f, void *arg) {
   (void)arg;
-  printf("# %s %s for %s\n", f->name ? f->name : "main", f->state, f->waits_for ? f->waits_for : "-");
+  printf("# %s %s for %s\n", f->name ? f->name : "main", f->state,
+         f->waits_for ? f->waits_for : "-");
 }
 
 static void show(life *l) {
   const memory_peer *p = &l->peer;
-  printf("# we: %s, wrote %zu of %zu (%d), read %zu of %zu (%d)%s\n", p->server ? "client" : "server",
-         l->written, l->up, l->write_end, l->read, l->down, l->read_end, l->over ? ", closing" : "");
-  printf("# peer: TLS %x, end %d, shaken %d, sent %zu, received %zu, fed %zu, cut %zu, failed %d, ended %d\n",
-         (unsigned)p->version, p->end, p->shaken, p->sent, p->received, p->fed, p->cut_after, p->failed, p->ended);
+  printf("# we: %s, wrote %zu of %zu (%d), read %zu of %zu (%d)%s\n",
+         p->server ? "client" : "server", l->written, l->up, l->write_end, l->read, l->down,
+         l->read_end, l->over ? ", closing" : "");
+  printf("# peer: TLS %x, end %d, shaken %d, sent %zu, received %zu, fed %zu, cut %zu, failed %d, "
+         "ended %d\n", (unsigned)p->version, p->end, p->shaken, p->sent, p->received, p->fed,
+         p->cut_after, p->failed, p->ended);
   script_counts c = script_count(l->script);
   printf("# kernel: %u recv, %u sends, %u waits, owns %u; peer took %zu\n",
          c.submitted[UM_OP_RECV] + c.submitted[UM_OP_RECV_MULTI], c.submitted[UM_OP_SEND], c.waits,
@@ -307,7 +322,8 @@ static void run_seed(uint64_t seed) {
   random_state = seed;
   for (int i = 0; i < 4; i++) roll(&l, 2);
   um_reactor_config config = {.buffer_count = 4u << roll(&l, 4), .buffer_size = 4096,
-                              .receive_limit = 4096u << roll(&l, 4), .send_limit = 16384u << roll(&l, 4),
+                              .receive_limit = 4096u << roll(&l, 4),
+                              .send_limit = 16384u << roll(&l, 4),
                               .turn_bytes = 1024u << roll(&l, 6)};
   script_options options = {.seed = seed + 1, .fault_percent = roll(&l, 3) ? 0 : 1 + roll(&l, 5),
                             .refuse_percent = roll(&l, 4) ? 0 : 1 + roll(&l, 3)};
@@ -350,9 +366,9 @@ static void show_injected(void) {
 
 static void crashed(int number) {
   char text[128];
-  int length = snprintf(text, sizeof text, "# seed %llu ended with signal %d: run faults %llu\nnot ok 1 - seeds\n",
-                        current ? (unsigned long long)current->seed : 0ull, number,
-                        current ? (unsigned long long)current->seed : 0ull);
+  unsigned long long seed = current ? current->seed : 0;
+  int length = snprintf(text, sizeof text, "# seed %llu ended with signal %d: run faults %llu\n"
+                        "not ok 1 - seeds\n", seed, number, seed);
   if (write(STDOUT_FILENO, text, (size_t)length) < 0) _exit(2);
   if (current) show(current);
   signal(number, SIG_DFL);
@@ -364,7 +380,8 @@ static uint64_t number(const char *text, uint64_t otherwise) {
 }
 
 int main(int argc, char **argv) {
-  uint64_t from = number(argc > 1 ? argv[1] : NULL, 1), count = number(argc > 2 ? argv[2] : NULL, 1);
+  uint64_t from = number(argc > 1 ? argv[1] : NULL, 1);
+  uint64_t count = number(argc > 2 ? argv[2] : NULL, 1);
   tell = count == 1;
   signal(SIGABRT, crashed);
   signal(SIGSEGV, crashed);
@@ -374,11 +391,14 @@ int main(int argc, char **argv) {
   for (uint64_t seed = from; seed < from + count; seed++) {
     alarm(60); /* a loop without an end */
     run_seed(seed);
-    if (count >= 1000 && seed % (count / 10) == 0) printf("# %llu\n", (unsigned long long)seed), fflush(stdout);
+    if (count < 1000 || seed % (count / 10)) continue;
+    printf("# %llu\n", (unsigned long long)seed);
+    fflush(stdout);
   }
   memory_peer_ctx_free();
   CHECK_EQ(open_fds(), fds);
   if (count > 1) show_injected();
-  printf("ok 1 - %llu seeds from %llu\n1..1\n", (unsigned long long)count, (unsigned long long)from);
+  printf("ok 1 - %llu seeds from %llu\n1..1\n", (unsigned long long)count,
+         (unsigned long long)from);
   return 0;
 }

@@ -37,17 +37,19 @@ SSL_CTX *memory_peer_ctx(bool server, int version, bool ours) {
 }
 
 void memory_peer_ctx_free(void) {
-  for (SSL_CTX **slot = &contexts[0][0][0]; slot < &contexts[0][0][0] + 8; slot++) SSL_CTX_free(*slot);
+  SSL_CTX **all = &contexts[0][0][0];
+  for (int i = 0; i < 8; i++) SSL_CTX_free(all[i]);
 }
 
+static uint8_t byte_at(uint64_t offset) { return (uint8_t)((offset * 0x9E3779B97F4A7C15u) >> 56); }
+
 void peer_pattern(void *bytes, size_t length, uint64_t offset) {
-  for (size_t i = 0; i < length; i++)
-    ((uint8_t *)bytes)[i] = (uint8_t)(((offset + i) * 0x9E3779B97F4A7C15u) >> 56);
+  for (size_t i = 0; i < length; i++) ((uint8_t *)bytes)[i] = byte_at(offset + i);
 }
 
 bool is_peer_pattern(const void *bytes, size_t length, uint64_t offset) {
   for (size_t i = 0; i < length; i++)
-    if (((const uint8_t *)bytes)[i] != (uint8_t)(((offset + i) * 0x9E3779B97F4A7C15u) >> 56)) return false;
+    if (((const uint8_t *)bytes)[i] != byte_at(offset + i)) return false;
   return true;
 }
 
@@ -58,7 +60,8 @@ static unsigned roll(memory_peer *p, unsigned sides) {
 
 void memory_peer_init(memory_peer *p, bool server, int version, size_t to_send, enum peer_end end,
                       uint64_t dice) {
-  *p = (memory_peer){.server = server, .version = version, .to_send = to_send, .end = end, .dice = dice};
+  *p = (memory_peer){.server = server, .version = version, .to_send = to_send, .end = end,
+                     .dice = dice};
   p->ssl = SSL_new(memory_peer_ctx(server, version, false));
   p->in = BIO_new(BIO_s_mem());
   p->out = BIO_new(BIO_s_mem());
@@ -83,7 +86,8 @@ static void receive(memory_peer *p) {
   char bytes[4096];
   size_t n;
   int result;
-  while (!p->saw_end && !p->failed && (result = SSL_read_ex(p->ssl, bytes, sizeof bytes, &n)) == 1) {
+  while (!p->saw_end && !p->failed) {
+    if ((result = SSL_read_ex(p->ssl, bytes, sizeof bytes, &n)) != 1) break;
     CHECK(is_peer_pattern(bytes, n, p->received));
     p->received += n;
   }

@@ -22,15 +22,20 @@ static void drain(BIO *bio, size_t most) {
   size_t length = BIO_uring_output(bio, &bytes);
   if (length > most) length = most;
   unsigned sum = 0;
-  for (size_t i = 0; i < length; i++) sum += ((const uint8_t *)bytes)[i]; /* all of it can be read */
+  /* All of it can be read. */
+  for (size_t i = 0; i < length; i++) sum += ((const uint8_t *)bytes)[i];
   if (length && sum != UINT32_MAX) BIO_uring_sent(bio, length);
 }
 
 static void ask(BIO *bio, uint8_t what) {
-  static const int questions[] = {BIO_CTRL_PENDING, BIO_CTRL_WPENDING, BIO_CTRL_EOF, BIO_CTRL_FLUSH,
-                                  BIO_CTRL_GET_CLOSE, BIO_CTRL_DUP, BIO_CTRL_PUSH, BIO_CTRL_POP, 73, 76,
-                                  BIO_C_GET_FD, 9999};
+  static const int questions[] = {
+    BIO_CTRL_PENDING, BIO_CTRL_WPENDING, BIO_CTRL_EOF, BIO_CTRL_FLUSH, BIO_CTRL_GET_CLOSE,
+    BIO_CTRL_DUP, BIO_CTRL_PUSH, BIO_CTRL_POP, 73, 76, BIO_C_GET_FD, 9999};
   BIO_ctrl(bio, questions[what % (sizeof questions / sizeof *questions)], 0, NULL);
+}
+
+static void update_keys(SSL *ssl, bool both) {
+  SSL_key_update(ssl, both ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
 }
 
 static const uint8_t *step(SSL *ssl, BIO *bio, const uint8_t *at, const uint8_t *end) {
@@ -56,7 +61,7 @@ static const uint8_t *step(SSL *ssl, BIO *bio, const uint8_t *at, const uint8_t 
     default:
       if (amount == 255) BIO_uring_feed_end(bio, 0);
       else if (amount & 1) SSL_shutdown(ssl);
-      else SSL_key_update(ssl, amount & 2 ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
+      else update_keys(ssl, amount & 2);
   }
   return at;
 }

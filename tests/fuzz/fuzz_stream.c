@@ -26,8 +26,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (size < 2) return -1;
-  stream_case how = {.server = data[0] & 1, .version = data[0] & 2 ? TLS1_3_VERSION : TLS1_2_VERSION,
-                     .manner = data[1]};
+  int version = data[0] & 2 ? TLS1_3_VERSION : TLS1_2_VERSION;
+  stream_case how = {.server = data[0] & 1, .version = version, .manner = data[1]};
   input in = {data + 2, size - 2};
   stream_run(&how, feed, &in);
   return 0;

@@ -38,7 +38,8 @@ static void record(const char *folder, const stream_case *how, enum peer_end end
   stream_peers_turn(false);
   stream_run(how, attach, &r);
   memory_peer_free(&r.peer);
-  uint8_t head[2] = {(uint8_t)(how->server | (how->version == TLS1_3_VERSION) << 1), (uint8_t)how->manner};
+  uint8_t head[2] = {(uint8_t)(how->server | (how->version == TLS1_3_VERSION) << 1),
+                     (uint8_t)how->manner};
   snprintf(path, sizeof path, "%s/%s-%x-%u-%d-%zu", folder, how->server ? "client" : "server",
            (unsigned)how->version, how->manner, end, bytes);
   FILE *file = fopen(path, "wb");

@@ -63,7 +63,8 @@ void stream_peers_turn(bool begins) { whose = begins; }
 void stream_init(void) {
   RAND_set_rand_method(&not_random);
   start_randomness();
-  for (int i = 0; i < 8; i++) memory_peer_ctx(i & 1, i & 2 ? TLS1_3_VERSION : TLS1_2_VERSION, i & 4);
+  for (int i = 0; i < 8; i++)
+    memory_peer_ctx(i & 1, i & 2 ? TLS1_3_VERSION : TLS1_2_VERSION, i & 4);
 }
 
 /* ---- the stream ---- */

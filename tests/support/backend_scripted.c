@@ -69,7 +69,8 @@ script_injected script_injected_all[SCRIPT_KINDS] = {
 static void injected(int kind) { script_injected_all[kind].count++; }
 
 static void injected_error(int error) {
-  static const int errors[] = {-EINTR, -EAGAIN, -ENOMEM, -ECANCELED, -ECONNRESET, -ETIMEDOUT, -EPIPE, -EIO};
+  static const int errors[] = {-EINTR, -EAGAIN, -ENOMEM, -ECANCELED, -ECONNRESET, -ETIMEDOUT,
+                               -EPIPE, -EIO};
   for (int i = 0; i < (int)(sizeof errors / sizeof *errors); i++)
     if (errors[i] == error) injected(SCRIPT_EINTR + i);
 }
@@ -115,9 +116,11 @@ static bool plan_more(script *s, owned *o) {
 
 /* What a kernel may answer at any time. EINTR and EAGAIN ask for another try. */
 static int some_fault(script *s, const um_op *op) {
-  static const int faults[] = {-EINTR, -ENOMEM, -ECANCELED, -EAGAIN, -EINTR, -ECONNRESET, -ETIMEDOUT, -EPIPE, -EIO};
+  static const int faults[] = {-EINTR, -ENOMEM, -ECANCELED, -EAGAIN, -EINTR, -ECONNRESET,
+                               -ETIMEDOUT, -EPIPE, -EIO};
   if (op->code == UM_OP_TIMEOUT) return ANSWER_ALL;
-  return faults[roll(s, op->code == UM_OP_POLL ? 3 : sizeof faults / sizeof *faults)]; /* polls know no more */
+  bool knows_few = op->code == UM_OP_POLL;
+  return faults[roll(s, knows_few ? 3 : sizeof faults / sizeof *faults)];
 }
 
 static void plan_next(script *s, owned *o) {
@@ -228,9 +231,10 @@ static int limit(script *s, const answer *a, size_t most) {
 static int64_t copy_vector(const struct msghdr *message, char *bytes, size_t most, bool in) {
   size_t done = 0;
   for (size_t i = 0; i < message->msg_iovlen && done < most; i++) {
-    size_t part = message->msg_iov[i].iov_len < most - done ? message->msg_iov[i].iov_len : most - done;
-    if (part && in) memcpy(message->msg_iov[i].iov_base, bytes + done, part);
-    else if (part) memcpy(bytes + done, message->msg_iov[i].iov_base, part);
+    const struct iovec *v = &message->msg_iov[i];
+    size_t part = v->iov_len < most - done ? v->iov_len : most - done;
+    if (part && in) memcpy(v->iov_base, bytes + done, part);
+    else if (part) memcpy(bytes + done, v->iov_base, part);
     done += part;
   }
   return (int64_t)done;
@@ -292,7 +296,8 @@ static void send_bytes(script *s, um_op *op, const answer *a, um_completion *c) 
 static void break_stream(script *s, const um_op *op, int error) {
   bool sends = op->code == UM_OP_SEND || op->code == UM_OP_SENDMSG || op->code == UM_OP_SEND_ZC;
   bool breaks = error == -EPIPE || error == -ECONNRESET || error == -ETIMEDOUT;
-  if (sends && breaks && !stream_of(s, op->fd)->ended) script_end(s, op->fd, error == -EPIPE ? 0 : error);
+  if (!sends || !breaks || stream_of(s, op->fd)->ended) return;
+  script_end(s, op->fd, error == -EPIPE ? 0 : error);
 }
 
 static void perform(script *s, um_op *op, const answer *a, um_completion *c) {
@@ -344,9 +349,11 @@ static void deliver(script *s, owned *o, um_completion *c) {
   uint64_t user_data = o->user_data;
   int fd = op->fd;
   bool sends = op->code == UM_OP_SEND || op->code == UM_OP_SENDMSG || op->code == UM_OP_SEND_ZC;
-  bool stale = o->what.stale_before && op->generation;
-  if (stale) injected(SCRIPT_STALE);
-  if (stale) um__op_complete(s->reactor, user_data - ((uint64_t)1 << 32), &(um_completion){.result = -EIO});
+  if (o->what.stale_before && op->generation) {
+    um_completion stale = {.result = -EIO};
+    injected(SCRIPT_STALE);
+    um__op_complete(s->reactor, user_data - ((uint64_t)1 << 32), &stale);
+  }
   c->more = is_multi(op) && !o->what.ends && c->result > 0 && !o->cancelled && !chance(s, 20);
   s->counts.completed++;
   if (o->what.after && !o->cancelled) injected(SCRIPT_LATE);
@@ -406,8 +413,10 @@ static void plan_waiting(script *s) {
 
 static unsigned deliver_due(script *s) {
   unsigned count = 0;
-  for (unsigned i = 0; i < s->loose_count; i++, count++)
-    um__op_complete(s->reactor, s->loose[i].user_data, &(um_completion){.result = s->loose[i].result});
+  for (unsigned i = 0; i < s->loose_count; i++, count++) {
+    um_completion c = {.result = s->loose[i].result};
+    um__op_complete(s->reactor, s->loose[i].user_data, &c);
+  }
   s->loose_count = 0;
   /* What is submitted or goes on in this round is for the next one. */
   for (owned *o; (o = next_due(s)); count++) {
@@ -461,8 +470,9 @@ static bool has_scheduled(script *s) {
   if (s->loose_count) return true;
   for (owned *o = s->first; o; o = o->next) {
     if (o->cancelled) return true;
-    bool fails = o->what.result < 0 && o->what.result != ANSWER_ALL && o->what.result != ANSWER_NEVER;
-    if (o->what.result == ANSWER_NEVER || (!fails && starves(s, o->op))) continue;
+    if (o->what.result == ANSWER_NEVER) continue;
+    bool fails = o->what.result < 0 && o->what.result != ANSWER_ALL;
+    if (!fails && starves(s, o->op)) continue;
     if (o->has_plan || !waits_by_nature(s, o->op)) return true;
   }
   return false;
@@ -589,8 +599,8 @@ static int scripted_open(um_reactor *r, um_error *error) {
   r->backend = &scripted_backend;
   r->backend_state = s;
   r->supported = ~(s->options.unsupported | UINT64_C(1) << UM_OP_MSG_RING);
-  r->capabilities = s->options.capabilities ? s->options.capabilities
-                                            : UM_CAN_RECV_MULTI | UM_CAN_ACCEPT_MULTI | UM_CAN_BUFFERS;
+  r->capabilities = s->options.capabilities;
+  if (!r->capabilities) r->capabilities = UM_CAN_RECV_MULTI | UM_CAN_ACCEPT_MULTI | UM_CAN_BUFFERS;
   return 0;
 }
 

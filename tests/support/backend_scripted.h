@@ -68,7 +68,8 @@ void script_end(script *s, int fd, int result);
 /* What was fed to `fd` so far, and what was sent on it. */
 const char *script_fed(script *s, int fd, size_t *length);
 const char *script_sent(script *s, int fd, size_t *length);
-void script_on_send(script *s, int fd, void (*sent)(script *s, int fd, void *argument), void *argument);
+void script_on_send(script *s, int fd, void (*sent)(script *s, int fd, void *argument),
+                    void *argument);
 /* Completes an operation of this code that is waiting, in the next wait(). False: none is. */
 bool script_complete(script *s, enum um_op_code code, int result);
 /* A completion for whatever user_data, in the next wait(). */
@@ -82,9 +83,10 @@ typedef struct script_injected {
   const char *name;
   unsigned long count;
 } script_injected;
-enum { SCRIPT_SHORT, SCRIPT_LATE, SCRIPT_STALE, SCRIPT_ENOBUFS, SCRIPT_REFUSED, SCRIPT_CANCEL_FIRST,
-       SCRIPT_CANCEL_SPLIT, SCRIPT_CANCEL_LOST, SCRIPT_EINTR, SCRIPT_EAGAIN, SCRIPT_ENOMEM,
-       SCRIPT_ECANCELED, SCRIPT_ECONNRESET, SCRIPT_ETIMEDOUT, SCRIPT_EPIPE, SCRIPT_EIO, SCRIPT_KINDS };
+enum { SCRIPT_SHORT, SCRIPT_LATE, SCRIPT_STALE, SCRIPT_ENOBUFS, SCRIPT_REFUSED,
+       SCRIPT_CANCEL_FIRST, SCRIPT_CANCEL_SPLIT, SCRIPT_CANCEL_LOST, SCRIPT_EINTR, SCRIPT_EAGAIN,
+       SCRIPT_ENOMEM, SCRIPT_ECANCELED, SCRIPT_ECONNRESET, SCRIPT_ETIMEDOUT, SCRIPT_EPIPE,
+       SCRIPT_EIO, SCRIPT_KINDS };
 extern script_injected script_injected_all[SCRIPT_KINDS];
 script_counts script_count(const script *s);
 unsigned script_owned(const script *s); /* operations that have not completed */

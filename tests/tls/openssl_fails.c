@@ -50,7 +50,8 @@ FAILS(int, SSL_CTX_use_PrivateKey_file, (SSL_CTX *c, const char *f, int type), (
 FAILS(int, SSL_CTX_check_private_key, (const SSL_CTX *c), (c), 0)
 FAILS(int, SSL_CTX_set_default_verify_paths, (SSL_CTX *c), (c), 0)
 FAILS(int, SSL_CTX_set_ex_data, (SSL_CTX *c, int i, void *p), (c, i, p), 0)
-FAILS(int, SSL_CTX_set_session_id_context, (SSL_CTX *c, const unsigned char *id, unsigned n), (c, id, n), 0)
+FAILS(int, SSL_CTX_set_session_id_context, (SSL_CTX *c, const unsigned char *id, unsigned n),
+      (c, id, n), 0)
 FAILS(int, RAND_bytes, (unsigned char *bytes, int n), (bytes, n), 0)
 /* tickets */
 FAILS(int, EVP_CipherInit_ex,
@@ -63,8 +64,10 @@ FAILS(SSL *, SSL_new, (SSL_CTX *c), (c), NULL)
 FAILS(long, SSL_ctrl, (SSL *s, int command, long n, void *p), (s, command, n, p), 0)
 FAILS(int, SSL_set_alpn_protos, (SSL *s, const unsigned char *names, unsigned n), (s, names, n), 1)
 FAILS(int, SSL_set_session, (SSL *s, SSL_SESSION *session), (s, session), 0)
-FAILS(int, X509_VERIFY_PARAM_set1_host, (X509_VERIFY_PARAM *p, const char *name, size_t n), (p, name, n), 0)
-FAILS(int, X509_VERIFY_PARAM_set1_ip_asc, (X509_VERIFY_PARAM *p, const char *address), (p, address), 0)
+FAILS(int, X509_VERIFY_PARAM_set1_host, (X509_VERIFY_PARAM *p, const char *name, size_t n),
+      (p, name, n), 0)
+FAILS(int, X509_VERIFY_PARAM_set1_ip_asc, (X509_VERIFY_PARAM *p, const char *address),
+      (p, address), 0)
 FAILS(int, SSL_do_handshake, (SSL *s), (s), -1)
 FAILS(int, SSL_read_ex, (SSL *s, void *to, size_t n, size_t *done), (s, to, n, done), 0)
 FAILS(int, SSL_peek_ex, (SSL *s, void *to, size_t n, size_t *done), (s, to, n, done), 0)

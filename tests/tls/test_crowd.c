@@ -33,8 +33,9 @@ static char byte_at(const end *e, bool by_server, size_t offset) {
   return (char)(offset * 31 + (offset >> 8) + (size_t)e->number * 7 + by_server);
 }
 
-static bool leaves(const end *e) { return e->crowd->some_leave && !e->server && e->number % 3 == 0; }
-static bool is_left(const end *e) { return e->crowd->some_leave && e->server && e->number % 3 == 0; }
+static bool parts(const end *e) { return e->crowd->some_leave && e->number % 3 == 0; }
+static bool leaves(const end *e) { return parts(e) && !e->server; }
+static bool is_left(const end *e) { return parts(e) && e->server; }
 
 static int writes(void *argument) {
   end *e = argument;

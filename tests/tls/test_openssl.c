@@ -32,8 +32,8 @@ static bool good(ssize_t result) {
 /* Calls whose failure takes nothing from the connection: no ticket is sent or taken, no session is
  * kept for later, a mode stays as it was. */
 static bool may_pass(const char *name) {
-  static const char *const names[] = {"SSL_get1_session", "EVP_CipherInit_ex", "EVP_MAC_CTX_set_params",
-                                      "SSL_ctrl", "SSL_CTX_ctrl", "RAND_bytes"};
+  static const char *const names[] = {"SSL_get1_session", "EVP_CipherInit_ex", "SSL_ctrl",
+                                      "EVP_MAC_CTX_set_params", "SSL_CTX_ctrl", "RAND_bytes"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (!strcmp(name, names[i])) return true;
   return false;
