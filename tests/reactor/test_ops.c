@@ -113,16 +113,16 @@ static int drains(void *argument) {
 
 TEST(ops, an_abandoned_operation_is_drained_before_the_call_returns) { play(drains); }
 
-static int recv_named(void *argument) {
+static int recv_by(void *argument) {
   char bytes[8];
-  (void)argument;
-  return (int)um_recv(FD, bytes, sizeof bytes, 0, um_after(2));
+  return (int)um_recv(FD, bytes, sizeof bytes, 0, *(um_time *)argument);
 }
 
 static int cancel_while_draining(void *argument) {
   scene *c = argument;
   script_answer(c->s, UM_OP_RECV, (answer){.result = ANSWER_NEVER, .cancel_after = 200});
-  um_fiber *fiber = spawn(recv_named, NULL);
+  um_time deadline = um_after(2);
+  um_fiber *fiber = spawn(recv_by, &deadline);
   yield_times(1);
   while (script_count(c->s).cancelled == 0) CHECK_EQ(um_fiber_sleep(um_after(1)), 0);
   um_fiber_cancel(fiber); /* it is being drained for its deadline: the shield holds */
@@ -140,7 +140,8 @@ static int two_completions_late(void *argument) {
   /* The cancellation's completion precedes; the slot must not be reused before the
    * operation's own. */
   script_answer(c->s, UM_OP_RECV, (answer){.result = ANSWER_NEVER, .cancel = CANCEL_FIRST, .cancel_after = 3});
-  um_fiber *fiber = spawn(recv_named, NULL);
+  um_time deadline = UM_FOREVER;
+  um_fiber *fiber = spawn(recv_by, &deadline);
   yield_times(1);
   um_fiber_cancel(fiber);
   script_feed(c->s, FD + 1, "xyz", 3);
