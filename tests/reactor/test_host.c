@@ -36,7 +36,7 @@ static void guest_resume(um_host *host, um_task *task) {
   (void)host;
   swapcontext(&g->loop, &g->here);
   if (!g->ended) return;
-  free(g->stack);
+  stack_free(g->stack);
   g->stack = NULL;
 }
 
@@ -65,8 +65,7 @@ static void guest_start(guest *g, um_reactor *r, int (*main)(guest *), void *mor
   memset(g, 0, sizeof *g);
   g->main = main;
   g->more = more;
-  g->stack = malloc(GUEST_STACK);
-  CHECK(g->stack != NULL);
+  g->stack = stack_new(GUEST_STACK);
   getcontext(&g->here);
   g->here.uc_stack.ss_sp = g->stack;
   g->here.uc_stack.ss_size = GUEST_STACK;
@@ -253,7 +252,7 @@ TEST(host, an_abandoned_reactor_leaves_nothing_in_the_kernel) {
   SKIP_SANITIZED();
   guest guests[3];
   thrown_away a = {.r = reactor_new(NULL)};
-  char *stack = malloc(GUEST_STACK), bytes[16];
+  char *stack = stack_new(GUEST_STACK), bytes[16];
   unsigned before = open_fds();
   um_reactor_abandon(); /* there is none */
   local_pair(a.fds);
@@ -278,8 +277,8 @@ TEST(host, an_abandoned_reactor_leaves_nothing_in_the_kernel) {
   close(a.fds[0]);
   close(a.fds[1]);
   CHECK(open_fds() < before);
-  for (int i = 0; i < 3; i++) free(guests[i].stack);
-  free(stack);
+  for (int i = 0; i < 3; i++) stack_free(guests[i].stack);
+  stack_free(stack);
 }
 
 static int register_elsewhere(void *argument) {

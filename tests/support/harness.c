@@ -15,9 +15,29 @@
 #endif
 #ifndef RUNNING_ON_VALGRIND
 #define RUNNING_ON_VALGRIND 0
+#define VALGRIND_STACK_REGISTER(bottom, top) 0
+#define VALGRIND_STACK_DEREGISTER(id) ((void)(id))
 #endif
 
 bool under_valgrind(void) { return RUNNING_ON_VALGRIND; }
+
+/* The name by which valgrind knows the stack is kept before it. */
+#define STACK_HEAD 64
+
+void *stack_new(size_t size) {
+  char *memory = malloc(STACK_HEAD + size);
+  CHECK(memory != NULL);
+  char *bottom = memory + STACK_HEAD;
+  *(unsigned *)memory = (unsigned)VALGRIND_STACK_REGISTER(bottom, bottom + size);
+  return bottom;
+}
+
+void stack_free(void *stack) {
+  if (!stack) return;
+  char *memory = (char *)stack - STACK_HEAD;
+  VALGRIND_STACK_DEREGISTER(*(unsigned *)memory);
+  free(memory);
+}
 
 int scaled(int count) {
   bool slow = UNDER_ASAN || UNDER_TSAN || under_valgrind();

@@ -58,6 +58,10 @@ void no_leaks(void);
 #define UNDER_TSAN 0
 #endif
 bool under_valgrind(void);
+/* For a test that switches stacks itself: valgrind takes a switch between two that it does not
+ * know for growth of one when they are near each other, and their contents for undefined. */
+void *stack_new(size_t size);
+void stack_free(void *stack);
 /* How much of a stress to do: everything, or a tenth where each step is slow. */
 int scaled(int count);
 
