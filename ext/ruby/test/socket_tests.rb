@@ -453,6 +453,32 @@ module SocketTests
     end
   end
 
+  # Decrypted and put aside by gets and the like, or received and not yet decrypted.
+  def test_select_knows_what_was_received
+    around do
+      client, peer = pair(readahead: true)
+      2.times { |i| peer.syswrite("record #{i}") }
+      pause
+      assert_equal "rec", client.readpartial(3)
+      ["ord 0", "record 1"].each do |rest|
+        assert_equal [[client], [client], []], IO.select([client], [client], nil, 5)
+        assert_equal rest, client.readpartial(100)
+      end
+      assert_nil IO.select([client], nil, nil, 0.001)
+      [client, peer].each(&:close)
+    end
+  end
+
+  def test_bad_input_for_select
+    around do
+      client, peer = pair
+      assert_raises(TypeError) { IO.select(client) }
+      assert_raises(TypeError) { IO.select([BasicObject.new]) }
+      [client, peer].each(&:close)
+      assert_raises(IOError) { IO.select([client]) }
+    end
+  end
+
   # Everything that is not read stays in the socket.
   def test_no_readahead_when_declined
     around do

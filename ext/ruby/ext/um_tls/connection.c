@@ -794,6 +794,16 @@ static VALUE tls_consumed(VALUE self) { return SIZET2NUM(get(self)->consumed); }
 /* Bytes received and not yet looked at by OpenSSL. */
 static VALUE tls_buffered(VALUE self) { return SIZET2NUM(BIO_ctrl_pending(get(self)->bio)); }
 
+bool um_tls_ahead(VALUE socket) {
+  connection *c = find(socket);
+  VALUE decrypted = c ? rb_attr_get(socket, rb_intern("@rbuffer")) : Qnil;
+  if (!c) return false;
+  if (RB_TYPE_P(decrypted, T_STRING) && RSTRING_LEN(decrypted)) return true;
+  return SSL_pending(ssl_of(socket)) || BIO_ctrl_pending(c->bio);
+}
+
+static VALUE tls_ahead_p(VALUE self) { return truth(um_tls_ahead(self)); }
+
 /* session: as stock; whose Session.new takes an SSLSocket, but none of a class that inherits from it. */
 static VALUE tls_session(VALUE self) {
   if (!find(self)) return rb_call_super(0, NULL);
@@ -895,6 +905,7 @@ void um_init_connection(VALUE tls) {
   rb_define_private_method(methods, "um_deadline", tls_deadline, 0);
   rb_define_private_method(methods, "um_consumed", tls_consumed, 0);
   rb_define_private_method(methods, "um_buffered", tls_buffered, 0);
+  rb_define_private_method(methods, "um_ahead?", tls_ahead_p, 0);
   rb_define_private_method(methods, "um_writing_elsewhere?", tls_writing_elsewhere_p, 0);
   rb_define_private_method(methods, "um_release", tls_release, 0);
 }

@@ -329,13 +329,22 @@ static bool is_ready(int fd, uint32_t events) {
   return poll(&poller, 1, 0) > 0;
 }
 
+/* What Ruby, or a TLS connection, has received already is in no descriptor. */
+static bool is_ahead(VALUE io) {
+  if (FIXNUM_P(io)) return false;
+  rb_io_t *file;
+  GetOpenFile(rb_io_get_io(io), file);
+  return rb_io_read_pending(file) || um_tls_ahead(io);
+}
+
 static long collect(selection *s) {
   long found = 0;
   for (int i = 0; i < 3; i++) {
     s->results[i] = rb_ary_new();
     for (long j = 0; !NIL_P(s->lists[i]) && j < RARRAY_LEN(s->lists[i]); j++) {
       VALUE io = rb_ary_entry(s->lists[i], j);
-      if (is_ready(um_fd_of(io), wanted_events[i])) rb_ary_push(s->results[i], io);
+      bool ready = (i == 0 && is_ahead(io)) || is_ready(um_fd_of(io), wanted_events[i]);
+      if (ready) rb_ary_push(s->results[i], io);
     }
     found += RARRAY_LEN(s->results[i]);
   }
@@ -363,11 +372,14 @@ static VALUE end_select(VALUE argument) {
   return Qnil;
 }
 
-/* select(reads, writes, excepts, seconds = nil): as IO.select; nil when the time is up. */
+/* select(reads, writes, excepts, seconds = nil): as IO.select; nil when the time is up. What Ruby or
+ * a TLS connection has received counts as readable. */
 static VALUE machine_select(int argc, VALUE *argv, VALUE self) {
   selection s = {0};
   VALUE seconds;
   rb_scan_args(argc, argv, "31", &s.lists[0], &s.lists[1], &s.lists[2], &seconds);
+  for (int i = 0; i < 3; i++)
+    if (!NIL_P(s.lists[i])) Check_Type(s.lists[i], T_ARRAY);
   um_enter(um_machine_get(self));
   s.deadline = um_deadline_of(seconds);
   s.epoll = epoll_create1(EPOLL_CLOEXEC);

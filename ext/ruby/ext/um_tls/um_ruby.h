@@ -57,6 +57,10 @@ VALUE um_ensure(VALUE (*body)(VALUE), VALUE argument, VALUE (*end)(VALUE), VALUE
 /* Has `error` raised in a task of any thread's machine, in place of what it waits for. */
 void um_interrupt_anywhere(um_task *task, VALUE error);
 
+/* Whether reading from it, if it is a TLS connection of ours, makes progress whatever its
+ * descriptor says. */
+bool um_tls_ahead(VALUE socket);
+
 /* ---- taking turns (turn.c) ---- */
 
 /* Who waits for a turn: fibers of machines, of other schedulers, and threads. All

@@ -107,10 +107,8 @@ class UM
       ready.zero? ? events : ready & events
     end
 
-    # As IO.select; what a TLS connection has received counts as readable.
+    # As IO.select; what Ruby or a TLS connection has received counts as readable.
     def io_select(readables, writables = nil, exceptables = nil, timeout = nil)
-      ahead = Array(readables).select { |io| ahead?(io) }
-      return [ahead, [], []] unless ahead.empty?
       machine.select(readables, writables, exceptables, timeout)
     end
 
@@ -212,15 +210,24 @@ class UM
       end
     end
 
-    private_constant :LockedPwrite, :WakingClose
+    # Ruby 3.1 has no hook for it: the thread would stand still.
+    module HookedSelect # :nodoc: all
+      def select(readables, writables = nil, exceptables = nil, timeout = nil)
+        scheduler = ::Fiber.current_scheduler
+        return super unless scheduler.is_a?(FiberScheduler)
+        scheduler.io_select(readables, writables, exceptables, timeout)
+      end
+    end
+
+    private_constant :LockedPwrite, :WakingClose, :HookedSelect
     ::IO.prepend(LockedPwrite) if RUBY_VERSION >= "3.3"
     ::IO.prepend(WakingClose) if RUBY_VERSION < "4.0"
+    ::IO.singleton_class.prepend(HookedSelect) if RUBY_VERSION < "3.2"
 
     private
 
-    # Bytes that were received and decrypted, or could be, are in no descriptor.
     def ahead?(io)
-      io.is_a?(TLS::Methods) && io.pending.positive?
+      io.is_a?(TLS::Methods) && io.__send__(:um_ahead?)
     end
 
     def run_reported(block)

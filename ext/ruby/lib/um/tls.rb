@@ -28,9 +28,9 @@ class UM
       # alpn::     protocols to offer, as in SSLContext#alpn_protocols=; the context given is
       #            then copied if it is in use already
       # deadline:: seconds each call may take before it raises UM::TimeoutError
-      # readahead:: true: receive more than the record that is read next. Faster; but what was
-      #            received so is in no socket that IO.select could look at. Without the option
-      #            it is done where the reactor does the waiting.
+      # readahead:: true: receive more than the record that is read next. Faster; IO.select and
+      #            wait_readable know of it for the connection, but not for its IO. Without the
+      #            option it is done where the reactor does the waiting.
       # sync_close:: as SSLSocket#sync_close=
       def wrap(io, context = nil, hostname: nil, alpn: nil, deadline: nil, readahead: nil,
                sync_close: nil)

@@ -60,7 +60,7 @@ class UM
       # Waits until reading makes progress; nil when it does not in +timeout+ seconds.
       def wait_readable(timeout = nil)
         return to_io.wait_readable(timeout) && self unless um_attached?
-        @rbuffer.empty? && pending.zero? ? um_wait(IO::READABLE, timeout) : self
+        um_ahead? ? self : um_wait(IO::READABLE, timeout)
       end
 
       # Waits until writing makes progress; nil when it does not in +timeout+ seconds.
@@ -155,6 +155,20 @@ class UM
         io.close
       end
     end
+
+    # What a connection has received, and maybe decrypted, is in no descriptor that IO.select could
+    # look at. Without a connection among +readables+ it is Ruby's own.
+    module Select # :nodoc: all
+      def select(readables, writables = nil, exceptables = nil, timeout = nil)
+        return super unless readables.is_a?(Array)
+        ahead = readables.select { |io| Methods === io && io.__send__(:um_ahead?) }
+        return super if ahead.empty?
+        ready = super(readables, writables, exceptables, 0) || [[], [], []]
+        [ready[0] | ahead, ready[1], ready[2]]
+      end
+    end
+    private_constant :Select
+    IO.singleton_class.prepend(Select)
 
     # An OpenSSL::SSL::SSLSocket that waits the way its surroundings do; see UM::TLS.wrap.
     class Socket < OpenSSL::SSL::SSLSocket
