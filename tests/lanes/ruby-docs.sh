@@ -77,7 +77,7 @@ else
   }
   ok "types hold in the drop-in tests" typed test_drop_in
   ok "types hold in the schedulers' tests" typed test_schedulers -e '/its_buffer|test_sleep_block|bad_input/'
-  ok "types hold in the machine's tests" typed test_machine -n /TestMachine/ -e '/spin_and_join|test_sleepers/'
+  ok "types hold in the machine's tests" typed test_machine -n /TestMachine/ -e '/spin_and_join|test_sleepers|bad_input/'
 fi
 
 echo "$passed passed, $failed failed, $skipped skipped"

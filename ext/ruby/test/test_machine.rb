@@ -41,6 +41,19 @@ class TestMachine < TLSTest
     load_path = $LOAD_PATH.flat_map { |folder| ["-I", folder.to_s] }
     out, = Open3.capture2e({ "RUBY_MN_THREADS" => "1" }, RbConfig.ruby, *load_path, "-rum/tls", "-e", "UM.new")
     assert_match(/RUBY_MN_THREADS=1 .*UM::Error/, out)
+
+  def test_bad_input
+    reader, writer = UM.pipe
+    [reader, nil, "x"].each { |list| assert_raises(TypeError) { @machine.select(list || {}, [], []) } }
+    assert_raises(ArgumentError) { @machine.read(reader, +"", -1) }
+    assert_raises(ArgumentError) { @machine.recv(reader, +"", -1, 0) }
+    assert_raises(ArgumentError) { @machine.read(reader, +"", 1, 1) }
+    assert_raises(ArgumentError) { @machine.write(writer, "x", 2) }
+    assert_raises(ArgumentError) { @machine.splice(reader, writer, -1) }
+    assert_raises(FrozenError) { @machine.read(reader, "frozen", 1) }
+    assert_raises(TypeError) { @machine.write(writer, 1) }
+    assert_raises(TypeError) { @machine.write("writer", "x") }
+    [reader, writer].each { |fd| @machine.close(fd) }
   end
 
   # Which order is the right one is known when they have gone to sleep together.

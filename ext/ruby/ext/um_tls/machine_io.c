@@ -67,6 +67,13 @@ static ssize_t locked(transfer *t) {
   return t->result;
 }
 
+/* NUM2SIZET() takes -1 for a very large number. */
+static size_t length_of(VALUE number) {
+  long length = NUM2LONG(number);
+  if (length < 0) rb_raise(rb_eArgError, "negative length %ld given", length);
+  return (size_t)length;
+}
+
 /* What is read goes to `at` of the buffer: 0 the start, negative the end of a string. */
 static size_t make_room(transfer *t, VALUE object, size_t length, long at) {
   t->object = object;
@@ -132,7 +139,7 @@ static VALUE machine_read(int argc, VALUE *argv, VALUE self) {
   rb_scan_args(argc, argv, "23", &io, &buffer, &most, &at, &offset);
   transfer t = prepare(self, io, run_read);
   if (!NIL_P(offset)) t.offset = NUM2LL(offset);
-  size_t start = make_room(&t, buffer, NIL_P(most) ? 65536 : NUM2SIZET(most), NIL_P(at) ? 0 : NUM2LONG(at));
+  size_t start = make_room(&t, buffer, NIL_P(most) ? 65536 : length_of(most), NIL_P(at) ? 0 : NUM2LONG(at));
   locked(&t);
   return SSIZET2NUM(finish_reading(&t, start));
 }
@@ -153,7 +160,7 @@ static VALUE machine_write(int argc, VALUE *argv, VALUE self) {
 static VALUE machine_recv(VALUE self, VALUE io, VALUE buffer, VALUE most, VALUE flags) {
   transfer t = prepare(self, io, run_recv);
   t.flags = NIL_P(flags) ? 0 : NUM2INT(flags);
-  size_t start = make_room(&t, buffer, NUM2SIZET(most), 0);
+  size_t start = make_room(&t, buffer, length_of(most), 0);
   locked(&t);
   return SSIZET2NUM(finish_reading(&t, start));
 }
@@ -284,7 +291,7 @@ static VALUE machine_connect_to(VALUE self, VALUE io, VALUE address) {
 /* splice(from, to, length): moves bytes between descriptors, one of them a pipe; how many. */
 static VALUE machine_splice(VALUE self, VALUE from, VALUE to, VALUE length) {
   um_enter(um_machine_get(self));
-  return SSIZET2NUM(um_finish(um_splice(um_fd_of(from), -1, um_fd_of(to), -1, NUM2SIZET(length), 0,
+  return SSIZET2NUM(um_finish(um_splice(um_fd_of(from), -1, um_fd_of(to), -1, length_of(length), 0,
                                         um_deadline(UM_FOREVER))));
 }
 
