@@ -318,6 +318,9 @@ class TestMachine < TLSTest
   end
 
   def test_metrics_and_options
+    header = File.read(File.expand_path("../../../include/bio_uring/reactor.h", __dir__))
+    names = header[/struct um_metrics \{.*?\}/m].scan(/uint64_t (\w+);/).flatten.map(&:to_sym)
+    assert_equal names, @machine.metrics.keys
     assert_operator @machine.metrics[:ticks], :>=, 0
     assert_raises(UM::Error) { UM.new(size: 3) }
     UM.new(size: 64, sqpoll: true).tap { |machine| assert_equal 0.001, machine.sleep(0.001) }.shut_down

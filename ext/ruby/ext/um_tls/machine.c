@@ -694,7 +694,9 @@ static VALUE machine_metrics(VALUE self) {
       "ticks", "enters", "submissions", "completions", "cancels", "stale", "switches", "waits",
       "spawned", "fibers", "pending", "unsubmitted", "enobufs", "sq_full", "cq_overflows",
       "short_sends", "posts", "post_errors", "wakes", "timers", "buffers_used", "received_bytes",
-      "sent_bytes", "copied_bytes", "accept_backoffs", "unregistered", "turns"};
+      "sent_bytes", "copied_bytes", "accept_backoffs", "unregistered", "turns", "receive_queued", "send_held",
+      "squeezed", "floods"};
+  _Static_assert(sizeof names / sizeof *names == sizeof metrics / sizeof(uint64_t), "a name for each");
   const uint64_t *values = (const uint64_t *)&metrics;
   VALUE hash = rb_hash_new();
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
