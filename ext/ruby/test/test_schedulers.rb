@@ -125,6 +125,52 @@ class TestOwnScheduler < TLSTest
     end
   end
 
+  # As many bytes as are asked for, though they come and go in pieces; Ruby 3.1 writes once.
+  def test_io_buffers
+    around do
+      near, far = tcp_pair
+      data = Random.bytes(3 << 20)
+      into = IO::Buffer.new(data.bytesize)
+      source = IO::Buffer.for(data)
+      write = -> { RUBY_VERSION < "3.2" ? near.write(data) : source.write(near, *whole(data)) }
+      wrote, read = concurrently(write, -> { into.read(far, *whole(data)) })
+      assert_equal [data.bytesize] * 2, [wrote, read]
+      assert into.get_string == data
+      Tempfile.create do |file|
+        # Ruby 3.1 has pwrite's hook write elsewhere.
+        RUBY_VERSION < "3.2" ? file.pwrite("abcde", 2) : assert_equal(5, IO::Buffer.for("abcde").pwrite(file, 2, 5))
+        assert_equal 4, into.pread(file, *(RUBY_VERSION < "3.2" ? [4, 3] : [3, 4]))
+        assert_equal "bcde", into.get_string(0, 4)
+        assert_equal stock_write(source), source.write(file.tap(&:rewind), 4)
+      end
+      [near, far].each(&:close)
+    end
+  end
+
+  # How much of a longer buffer is written: Ruby 3.1 wants as much as is asked for, others at least that.
+  def stock_write(buffer)
+    Thread.new { Tempfile.create { |file| buffer.write(file, 4) } }.value
+  end
+
+  # What Ruby has received already, no more than what is in the descriptor.
+  def test_select
+    around do
+      reader, writer = IO.pipe
+      writer << "one\ntwo\n"
+      assert_equal "one\n", reader.gets
+      assert_equal [[reader], [writer], []], IO.select([reader], [writer], nil, 5)
+      assert_equal "two\n", reader.gets
+      assert_nil IO.select([reader], nil, nil, 0.001)
+      ready = concurrently(-> { IO.select([reader]) }, -> { sleep(0.001) && writer << "three" }).first
+      assert_equal [[reader], [], []], ready
+      assert_raises(TypeError) { IO.select([Object.new]) }
+      [reader, writer].each(&:close)
+      assert_raises(IOError) { IO.select([reader]) }
+    end
+  end
+
+  def whole(data) = RUBY_VERSION < "3.2" ? [data.bytesize] : [data.bytesize, 0]
+
   def test_processes
     around do
       Dir.mktmpdir do |folder| # each ends well when all four have begun
@@ -302,6 +348,33 @@ class TestHooks < TLSTest
     assert_nil error
     assert_equal ["pipe", false, "socket", "bcd"], [@read, @status, @received, @at]
     assert_empty expected - scheduler.calls.keys, scheduler.calls.inspect
+  end
+
+  # Those that this Ruby does not call, as the next one does.
+  def test_hooks_called_directly
+    machine = UM.new
+    scheduler = UM::FiberScheduler.new(machine)
+    order = []
+    other = scheduler.fiber { scheduler.kernel_sleep(20) rescue order << $!.message }
+    2.times { machine.spin { 2.times { |i| order << i && scheduler.yield } } }
+    3.times { machine.snooze }
+    scheduler.fiber_interrupt(other, RuntimeError.new("interrupted"))
+    work = Object.new
+    def work.call = Thread.current
+    worker = scheduler.blocking_operation_wait(work)
+    refute_same Thread.current, worker
+    assert_equal [0, 0, 1, 1, "interrupted"], order
+    reader, writer = UM.pipe
+    waiting = scheduler.fiber { scheduler.io_wait(IO.for_fd(reader, autoclose: false), IO::READABLE) rescue order << $!.class }
+    assert scheduler.io_close(reader)
+    refute scheduler.io_close(reader)
+    scheduler.run
+    assert_predicate waiting, :done?
+    assert_equal IOError, order.last
+    machine.close(writer)
+    assert_equal [nil, ["127.0.0.1"]], [scheduler.address_resolve("no.such.host.invalid"), scheduler.address_resolve("127.0.0.1")]
+  ensure
+    scheduler.close
   end
 
   # A TLS socket waits in the ring: not one io_wait.

@@ -122,29 +122,19 @@ class UM
       false
     end
 
-    # At least +length+ bytes; with 0, what is there.
+    # At least +length+ bytes, and what else is there.
     def io_read(io, buffer, length, offset = 0)
-      total = 0
-      while offset < buffer.size
-        count = machine.read(io, buffer, buffer.size - offset, offset)
-        break if count.zero?
-        total += count
-        offset += count
-        break if total >= length
+      at_least(length, buffer.size - offset) do |done|
+        machine.read(io, buffer, buffer.size - offset - done, offset + done)
       end
-      total
-    rescue SystemCallError => e
-      -e.errno
-    end
-
-    # What the kernel takes of the buffer from +offset+ on.
-    def io_write(io, buffer, _length, offset = 0)
-      machine.write(io, offset.zero? ? buffer : buffer.slice(offset, buffer.size - offset))
-    rescue SystemCallError => e
-      -e.errno
     end
 
     if RUBY_VERSION >= "3.2"
+      # At least +length+ bytes of the buffer from +offset+ on, and what else the kernel takes.
+      def io_write(io, buffer, length, offset = 0)
+        at_least(length, buffer.size - offset) { |done| machine.write(io, rest(buffer, offset + done)) }
+      end
+
       # Reads at the place +from+ of the file; Ruby 3.1 calls it without an offset.
       def io_pread(io, buffer, from, length, offset)
         read_at(io, buffer, from, length, offset)
@@ -152,15 +142,21 @@ class UM
 
       # Writes at the place +from+ of the file; Ruby 3.1 calls it without an offset.
       def io_pwrite(io, buffer, from, length, offset)
-        write_at(io, buffer, from, length, offset)
+        at_least(length, buffer.size - offset) do |done|
+          machine.write(io, rest(buffer, offset + done), nil, from + done)
+        end
       end
-    else
+    else # which writes once, no more than it is asked to; a slice of a string's buffer crashes its GC
+      def io_write(io, buffer, length) # :nodoc:
+        at_least(0, buffer.size) { machine.write(io, buffer, (length if length.positive?)) }
+      end
+
       def io_pread(io, buffer, length, from) # :nodoc:
         read_at(io, buffer, from, length, 0)
       end
 
       def io_pwrite(io, buffer, length, from) # :nodoc:
-        write_at(io, buffer, from, length, 0)
+        at_least(0, buffer.size) { machine.write(io, buffer, (length if length.positive?), from) }
       end
     end
 
@@ -242,17 +238,26 @@ class UM
     end
 
     def read_at(io, buffer, from, length, offset)
-      most = length.zero? ? buffer.size - offset : length
-      machine.read(io, buffer, most, offset, from)
-    rescue SystemCallError => e
-      -e.errno
+      at_least(length, buffer.size - offset) do |done|
+        machine.read(io, buffer, buffer.size - offset - done, offset + done, from + done)
+      end
     end
 
-    def write_at(io, buffer, from, length, offset)
-      most = length.zero? ? buffer.size - offset : length
-      machine.write(io, buffer.slice(offset, most), nil, from)
+    # How many bytes, or why none. The block is told how many there are.
+    def at_least(length, room)
+      total = 0
+      loop do
+        count = yield total
+        total += count
+        break if count.zero? || total >= length || total >= room
+      end
+      total
     rescue SystemCallError => e
-      -e.errno
+      total.positive? ? total : -e.errno
+    end
+
+    def rest(buffer, offset)
+      offset.zero? ? buffer : buffer.slice(offset, buffer.size - offset)
     end
   end
 end
