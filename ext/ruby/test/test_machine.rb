@@ -42,6 +42,26 @@ class TestMachine < TLSTest
     out, = Open3.capture2e({ "RUBY_MN_THREADS" => "1" }, RbConfig.ruby, *load_path, "-rum/tls", "-e", "UM.new")
     assert_match(/RUBY_MN_THREADS=1 .*UM::Error/, out)
 
+  # The loop of a machine is a fiber, too.
+  def test_no_memory_for_the_loop
+    load_path = $LOAD_PATH.flat_map { |folder| ["-I", folder.to_s] }
+    script = <<~'RUBY'
+      machine = UM.new
+      most, = Process.getrlimit(:AS)
+      Process.setrlimit(:AS, File.read("/proc/self/status")[/VmSize:\s+(\d+)/, 1].to_i * 1024 + (64 << 20), most)
+      fibers = []
+      begin
+        loop { fibers << Fiber.new { Fiber.yield }.tap(&:resume) }
+      rescue FiberError
+        machine.sleep(0.001) rescue puts $!.class
+      end
+      Process.setrlimit(:AS, most)
+      puts machine.sleep(0.001)
+    RUBY
+    out, = Open3.capture2e(RbConfig.ruby, *load_path, "-rum/tls", "-e", script)
+    assert_equal "FiberError\n0.001\n", out
+  end
+
   def test_bad_input
     reader, writer = UM.pipe
     [reader, nil, "x"].each { |list| assert_raises(TypeError) { @machine.select(list || {}, [], []) } }

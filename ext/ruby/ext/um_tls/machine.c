@@ -329,9 +329,7 @@ static void check_thread(machine *m) {
     rb_raise(um_eError, "this thread is running another machine, or this one's loop");
 }
 
-/* The visitor stays a task from now on: what it calls next waits in the ring too. */
-static void become_visitor(machine *m) {
-  check_thread(m);
+static void register_visitor(machine *m) {
   m->visitor = task_new(m, Qnil);
   int result = um_task_register(&m->visitor->um, m->reactor, &m->host);
   if (result < 0) {
@@ -340,9 +338,22 @@ static void become_visitor(machine *m) {
   }
   um_task_wake(&m->visitor->um);
   rb_gc_register_address(&m->self); /* the thread's own pointer to it is invisible */
+}
+
+/* The visitor stays a task from now on: what it calls next waits in the ring too. */
+static void become_visitor(machine *m) {
+  int state = 0;
+  check_thread(m);
+  if (!m->visitor) register_visitor(m);
   pthread_setspecific(own_machine, m);
-  m->visitor->began = true;
-  host_park(&m->host, &m->visitor->um);
+  m->visitor->is_parked = m->visitor->began = true;
+  rb_protect(leave_for_loop, (VALUE)m->visitor, &state);
+  m->visitor->is_parked = false;
+  if (state && um_reactor_current() != m->reactor) {
+    m->loop = Qnil; /* no memory for a fiber, say: it may be tried again */
+    rb_jump_tag(state);
+  }
+  if (state) keep(m->visitor, state);
 }
 
 task *um_enter(machine *m) {
