@@ -57,5 +57,6 @@ have_func("rb_io_descriptor", "ruby/io.h")
 have_func("rb_io_closed_p", "ruby/io.h")
 have_func("rb_process_status_new")
 have_func("rb_ext_ractor_safe")
+have_func("rb_thread_lock_native_thread", "ruby/thread.h")
 
 create_makefile("um_tls")

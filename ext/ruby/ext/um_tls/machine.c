@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 #include <ruby/debug.h>
+#include <ruby/version.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -319,10 +320,34 @@ static um_reactor *reactor_here(void) {
   return um_reactor_current();
 }
 
+/* A ring is for one native thread, and so is what we know by pthread_getspecific(). Ruby moves
+ * threads between native ones in Ractors, and with RUBY_MN_THREADS=1 in the main one, too. */
+static void keep_native_thread(void) {
+#ifdef HAVE_RB_THREAD_LOCK_NATIVE_THREAD
+  rb_thread_lock_native_thread();
+#endif
+}
+
+/* Ruby 3.3 moves them and cannot be told not to. */
+static void check_kind_of_thread(void) {
+#ifndef HAVE_RB_THREAD_LOCK_NATIVE_THREAD
+  if (strncmp(ruby_version, "3.3.", 4)) return;
+  const char *threads = getenv("RUBY_MN_THREADS");
+  VALUE ractor = rb_path2class("Ractor");
+  if (threads && !strcmp(threads, "1"))
+    rb_raise(um_eError, "RUBY_MN_THREADS=1 has Ruby 3.3 move threads between native ones, which a ring cannot follow");
+  if (rb_funcall(ractor, rb_intern("current"), 0) != rb_funcall(ractor, rb_intern("main"), 0))
+    rb_raise(um_eError, "Ruby 3.3 moves a Ractor's threads between native ones, which a ring cannot follow; 3.4 can do without");
+#endif
+}
+
 static void check_thread(machine *m) {
   if (m->pid != getpid())
     rb_raise(um_eError, "the machine belongs to the parent process: make a new one after fork");
-  if (NIL_P(m->thread)) m->thread = rb_thread_current();
+  if (NIL_P(m->thread)) {
+    m->thread = rb_thread_current();
+    keep_native_thread();
+  }
   if (m->thread != rb_thread_current())
     rb_raise(um_eError, "the machine belongs to another thread");
   if (reactor_here())
@@ -633,9 +658,7 @@ static VALUE machine_initialize(int argc, VALUE *argv, VALUE self) {
   machine *m = rb_check_typeddata(self, &machine_type);
   VALUE options;
   rb_scan_args(argc, argv, "0:", &options);
-  const char *threads = getenv("RUBY_MN_THREADS");
-  if (threads && !strcmp(threads, "1"))
-    rb_raise(um_eError, "RUBY_MN_THREADS=1 moves Ruby threads between native ones, which a ring cannot follow");
+  check_kind_of_thread();
   um_here();
   um_bury_machines();
   um_reactor_config config = {0};

@@ -287,44 +287,51 @@ class UM
     yield file
   end
 
-  # Threads for what only blocks: as many as there are cores, for all machines together.
-  module Workers # :nodoc:
-    @mutex = Thread::Mutex.new
-    @queue = Thread::Queue.new
-    @threads = []
-    @pid = nil
+  # Threads for what only blocks: as many as there are cores, for all machines together (of a
+  # Ractor: their objects are not shared).
+  class Workers # :nodoc:
+    def self.run(machine, block)
+      (Ractor.current[:um_workers] ||= new).run(machine, block)
+    end
 
-    class << self
-      def run(machine, block)
-        answer = UM::Queue.new
-        submit { answer.push(outcome(block)) }
-        ok, value = machine.shift(answer)
-        ok ? value : raise(value)
-      end
+    def initialize
+      @mutex = Thread::Mutex.new
+      begin_anew
+    end
 
-      private
+    def run(machine, block)
+      answer = UM::Queue.new
+      submit { answer.push(outcome(block)) }
+      ok, value = machine.shift(answer)
+      ok ? value : raise(value)
+    end
 
-      def outcome(block)
-        [true, block.call]
-      rescue Exception => e
-        [false, e]
-      end
+    private
 
-      def submit(&job)
-        @mutex.synchronize { start }
-        @queue << job
-      end
+    # A forked child has none of the threads.
+    def begin_anew
+      @pid = Process.pid
+      @queue = Thread::Queue.new
+      @threads = []
+    end
 
-      def start
-        if @pid != Process.pid
-          @pid = Process.pid
-          @threads = []
-          @queue = Thread::Queue.new
-        end
-        return if @threads.size >= Etc.nprocessors || (@threads.any? && @queue.num_waiting.positive?)
-        @threads << Thread.new(@queue) { |queue| queue.pop.call while true }
-      end
+    def outcome(block)
+      [true, block.call]
+    rescue Exception => e
+      [false, e]
+    end
+
+    def submit(&job)
+      @mutex.synchronize { start }
+      @queue << job
+    end
+
+    def start
+      begin_anew if @pid != Process.pid
+      return if @threads.size >= Etc.nprocessors || (@threads.any? && @queue.num_waiting.positive?)
+      @threads << Thread.new(@queue) { |queue| queue.pop.call while true }
     end
   end
   private_constant :Workers
+  Ractor.current[:um_workers] = Workers.new # before two threads want one
 end
