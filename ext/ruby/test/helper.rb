@@ -79,6 +79,11 @@ class TLSTest < Minitest::Test
     server&.close
   end
 
+  # What a test has measured, for who asks for it by UM_FIGURES=1.
+  def figure(text)
+    puts "#{name}: #{text}" if ENV["UM_FIGURES"]
+  end
+
   # The block is true once when the machine lets it run: a load that delays it is no failure, and
   # what it asserts is asserted each time.
   def undisturbed

@@ -467,11 +467,13 @@ class TestDropIn < TLSTest
   # at a time, would get none.
   def a_hundred_together
     answers = Array.new(100)
+    began = Process.clock_gettime(Process::CLOCK_MONOTONIC)
     yield lambda { |i|
       answers[i] = http(@server.port, open_timeout: 50, read_timeout: 50).start do |session|
         session.get("/together/100/#{i}").body
       end
     }
+    figure format("%.2f s", Process.clock_gettime(Process::CLOCK_MONOTONIC) - began)
     assert_equal Array.new(100) { |i| "/together/100/#{i}" }, answers
     assert_equal 100, @server.most
   end
