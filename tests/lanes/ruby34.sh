@@ -1,5 +1,5 @@
 #!/bin/sh
-# lane: Debian unstable with Ruby 3.4: our Ruby tests, Ruby's own of SSLSocket, and the refusal of another libssl
+# lane: Debian unstable with Ruby 3.4: our Ruby tests, Ruby's own of SSLSocket and of schedulers, and the refusal of another libssl
 # needs: root, debootstrap (installed), 3 GB of disk
 exec "$(dirname "$0")/../../scripts/chroot.sh" sid '
   set -e
@@ -22,7 +22,9 @@ exec "$(dirname "$0")/../../scripts/chroot.sh" sid '
     echo "0 passed, 1 failed, 0 skipped" >>/tmp/results
   }
   suite ext/ruby/test.sh build/release
-  suite ruby3.4 ext/ruby/test/upstream.rb build/release "$(scripts/ruby-source.sh build/ruby-source)"
+  source=$(scripts/ruby-source.sh build/ruby-source)
+  suite ruby3.4 ext/ruby/test/upstream.rb build/release "$source"
+  suite ruby3.4 ext/ruby/test/upstream_fiber.rb build/release "$source"
 
   # Beside the libssl of the gem another one, which the extension is linked with.
   install libssl-dev/experimental
