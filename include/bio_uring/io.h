@@ -8,6 +8,9 @@
  * -ECANCELED besides what the man page lists. Buffers must stay valid until the
  * call returns, and never longer: an abandoned operation is cancelled and
  * drained before the call returns.
+ * What io_uring leaves to threads of its own may answer a passed deadline with
+ * -ETIMEDOUT though it could have been done at once; nothing is done or lost then. These
+ * are um_splice(), um_write() to files, and on Linux 6.1 whatever concerns pipes.
  *
  * Whole transfers. um_send(), um_sendv(), um_sendmsg() and um_write() go on
  * until everything is out. A short count (less than asked for, more than 0)
@@ -43,8 +46,7 @@ UM_API ssize_t um_sendmsg(int fd, const struct msghdr *message, int flags, um_ti
 /* recvmsg(2). */
 UM_API ssize_t um_recvmsg(int fd, struct msghdr *message, int flags, um_time deadline);
 
-/* pread(2); offset -1 is read(2), which uses and moves the file position. Linux 6.1 reads pipes in
- * threads of its own: a passed deadline may return -ETIMEDOUT there with bytes in the pipe. */
+/* pread(2); offset -1 is read(2), which uses and moves the file position. */
 UM_API ssize_t um_read(int fd, void *buffer, size_t length, int64_t offset, um_time deadline);
 /* pwrite(2) or, with offset -1, write(2); whole. */
 UM_API ssize_t um_write(int fd, const void *buffer, size_t length, int64_t offset,

@@ -5,6 +5,7 @@
 
 #include <bio_uring/io.h>
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 SUITE(io_files);
@@ -92,6 +93,34 @@ static int splices(void *argument) {
 }
 
 TEST(io_files, splices) { run_fibers(splices, NULL); }
+
+static int in_pipe(int fd) {
+  int bytes;
+  CHECK_EQ(ioctl(fd, FIONREAD, &bytes), 0);
+  return bytes;
+}
+
+/* What a thread of the kernel was to do is done or not begun, whichever the call says. */
+static int tries(void *argument) {
+  (void)argument;
+  for (int i = 0; i < 50; i++) {
+    int from[2], to[2], fd = temporary();
+    CHECK(pipe2(from, O_CLOEXEC) == 0 && pipe2(to, O_CLOEXEC) == 0);
+    CHECK_EQ(um_write(from[1], "12345678", 8, -1, UM_FOREVER), 8);
+    ssize_t moved = um_splice(from[0], -1, to[1], -1, 5, 0, um_now() - 1);
+    CHECK(moved == 5 || (moved == -ETIMEDOUT && on_uring()));
+    CHECK_EQ(in_pipe(to[0]), moved < 0 ? 0 : 5);
+    CHECK_EQ(in_pipe(from[0]), moved < 0 ? 8 : 3);
+    ssize_t written = um_write(fd, "1234", 4, 0, um_now() - 1);
+    CHECK(written == 4 || (written == -ETIMEDOUT && on_uring()));
+    CHECK_EQ(lseek(fd, 0, SEEK_END), written < 0 ? 0 : 4);
+    for (int end = 0; end < 2; end++) close(from[end]), close(to[end]);
+    close(fd);
+  }
+  return 0;
+}
+
+TEST(io_files, tries_do_all_or_nothing) { run_fibers(tries, NULL); }
 
 /* ---- pipes ---- */
 
