@@ -223,7 +223,7 @@ static void look(const um_fiber_info *info, void *arg) {
   *to = *info;
 }
 
-static int sleeps(void *arg) { return (void)arg, um_fiber_sleep(um_after(50)); }
+static int sleeps(void *arg) { return (void)arg, um_fiber_sleep(um_after(1000)); }
 static int reads(void *arg) {
   char byte;
   return (int)um_read(*(int *)arg, &byte, 1, -1, UM_FOREVER);
