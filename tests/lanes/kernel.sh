@@ -94,16 +94,18 @@ boot() {
 judge() {
   awk -v wanted="features: $2" '
     function count(good, what) {
-      if (good) passed++; else { failed++; print "FAILED: " what }
+      if (good) { passed++; of[backend]++ } else { failed++; bad_of[backend]++; print "FAILED: " what }
     }
-    /^## / && $2 != "end" { program = $2 " on " $3; sub(/.*\//, "", program); bad = planned = seen = 0 }
+    /^## / && $2 != "end" {
+      backend = $3; program = $2 " on " backend; sub(/.*\//, "", program); bad = planned = seen = 0
+    }
     /^features:/ { print; shown = 1; count($0 == wanted, "wanted " wanted) }
     /^(um-tls|OpenSSL|Linux|backend|used)/ { print }
     /^1\.\./ { planned = substr($0, 4) + 0 }
     /^(not )?ok / { seen++ }
     /^not ok / { bad++; count(0, program ": " $0) }
-    /^ok .*# SKIP/ { skipped++; if (!told[$0]++) print "skipped: " $0; next }
-    /^ok / { passed++ }
+    /^ok .*# SKIP/ { skipped++; none_of[backend]++; if (!told[$0]++) print "skipped: " $0; next }
+    /^ok / { count(1) }
     /^said: / { print "  " $0 }
     /^## end / {
       if ($3 != 0 && !bad) count(0, program " ended with " $3)
@@ -113,6 +115,10 @@ judge() {
     END {
       if (!shown) count(0, "no features were told")
       if (!done) count(0, "the machine stopped before its end, in " program)
+      for (i = split("epoll uring", names); i; i--) {
+        b = names[i]
+        printf "on %s: %d passed, %d failed, %d skipped\n", b, of[b], bad_of[b], none_of[b]
+      }
       printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
       exit failed > 0
     }' "$1"
