@@ -105,7 +105,7 @@ static void served_timeout(struct um_timer *timer) {
 
 /* After a burst malloc keeps what its connections had: it is given back once there have been
  * far fewer of them for a while. Under a steady load there never are. */
-#define BURST 1000
+#define BURST 100
 #define BURST_OVER UM_SECOND
 
 static bool burst_is_over(const um_tls_listener *l) {

@@ -92,16 +92,16 @@ class Server:
             heap = re.search(r"\[heap\]\n(?:.*\n)*?Rss:\s+(\d+)", maps.read())
         return resident, int(heap.group(1)) if heap else 0
 
-    def settle(self, descriptors, patience=20):
-        """Waits until what the attack had opened is closed and memory falls no further;
-        descriptors and KiB then."""
+    def settle(self, descriptors, patience=20, steady=0.2):
+        """Waits until what the attack had opened is closed and memory has not fallen for
+        `steady` seconds; descriptors and KiB then."""
         end = time.monotonic() + patience
         while self.alive() and self.descriptors() > descriptors and time.monotonic() < end:
             time.sleep(0.1)
         least = self.kib()[0] + 1
         while self.kib()[0] < least:
             least = self.kib()[0]
-            time.sleep(0.2)
+            time.sleep(steady)
         return self.descriptors(), *self.kib()
 
     def stop(self):
