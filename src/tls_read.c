@@ -79,28 +79,32 @@ static int give_back(um_tls *tls, const char *bytes, size_t length) {
 
 int um__tls_keep_unread(um_tls *tls) {
   if (!tls->unread_lent) return 0;
-  char *lent = tls->unread + tls->unread_start;
-  size_t length = unread(tls);
+  char *lent = tls->unread;
+  size_t start = tls->unread_start, end = tls->unread_end;
   tls->unread_end = tls->unread_start = 0;
   tls->unread = NULL;
   tls->unread_lent = false;
-  int result = give_back(tls, lent, length);
-  OPENSSL_cleanse(lent, length);
+  int result = give_back(tls, lent + start, end - start);
+  OPENSSL_cleanse(lent, end); /* also what was read: another connection's fiber gets the stack */
   return result;
 }
 
-/* With what OpenSSL has of the same record, so that the record is read whole. */
-static ssize_t read_unread(um_tls *tls, char *buffer, size_t length) {
-  bool lent = tls->unread_lent;
+/* What was read for a handler counts as read by it, with what OpenSSL has of the same record, so
+ * that the record is read whole. */
+static ssize_t read_lent(um_tls *tls, char *buffer, size_t length) {
+  int result = take_turn(tls);
+  if (result < 0) return result;
   size_t count = take_unread(tls, buffer, length), more = 0;
-  if (lent && count < length && SSL_pending(tls->ssl))
+  if (count < length && SSL_pending(tls->ssl))
     um__ssl_call(tls, ssl_read, buffer + count, length - count, &more);
+  um__task()->turn_used += (unsigned)(count + more);
   return (ssize_t)(count + more);
 }
 
 static ssize_t read_some(um_tls *tls, void *buffer, size_t length, um_time deadline) {
   if (!length) return 0;
-  if (unread(tls)) return read_unread(tls, buffer, length);
+  if (tls->unread_lent) return read_lent(tls, buffer, length);
+  if (unread(tls)) return (ssize_t)take_unread(tls, buffer, length);
   int result = um__tls_handshake(tls, deadline);
   return result < 0 ? result : read_ssl(tls, buffer, length, deadline);
 }

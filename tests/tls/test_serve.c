@@ -255,6 +255,45 @@ static int whole(void *argument) {
 }
 Test(serve, a_record_is_read_whole) { serve((um_tls_server_config){.handler = reads_whole}, whole); }
 
+/* Small records are read before the handler is called: they count all the same, so that a
+ * connection with many of them gives way to the others. */
+#define SMALL 500
+#define SMALL_COUNT 200
+
+static int echoes_late(um_tls *tls, void **data, void *argument) {
+  server *s = argument;
+  char bytes[SMALL];
+  (void)data;
+  ssize_t n = um_tls_read(tls, bytes, sizeof bytes, UM_FOREVER);
+  if (!s->calls++) CHECK_EQ(um_fiber_sleep(um_after(100)), 0); /* the rest comes meanwhile */
+  if (n > 0) n = um_tls_write(tls, bytes, (size_t)n, UM_FOREVER);
+  return n < 0 ? (int)n : n ? UM_TLS_PARK : UM_TLS_CLOSE;
+}
+
+static void says_much_in_little(peer *p) {
+  char bytes[SMALL] = {0};
+  peer_shake(p);
+  for (int i = 0; i < SMALL_COUNT; i++) peer_write(p, bytes, SMALL);
+  for (int i = 0; i < SMALL_COUNT; i++) peer_read(p, bytes, SMALL);
+  SSL_shutdown(p->ssl);
+  peer_drain(p);
+}
+
+static int small_records(void *argument) {
+  um_metrics m;
+  peer p;
+  client(&p, says_much_in_little, NULL);
+  peer_join(&p);
+  UNTIL(gone(argument, 1));
+  um_reactor_metrics(um_reactor_current(), &m);
+  CHECK(m.turns >= 10); /* of 1 KiB each, for 98 KiB */
+  return 0;
+}
+Test(serve, small_records_take_turns) {
+  reactor_config = (um_reactor_config){.turn_bytes = 1024};
+  serve((um_tls_server_config){.handler = echoes_late}, small_records);
+}
+
 /* ---- greeting ---- */
 
 static int greets(um_tls *tls, void **data, void *argument) {
