@@ -23,6 +23,7 @@ typedef struct served {
   um_time handshake_deadline;
   um_peer *peer;         /* its address, where those are counted */
   um_hello hello;
+  uint64_t asked;        /* the tick in which a step of its handshake was put off */
   struct um_timer timer; /* while parked: handshake or idle deadline */
   bool busy;             /* a fiber is on it */
   bool expired;
@@ -42,12 +43,10 @@ struct um_tls_listener {
   um_tls_server_config config;
   um_acceptor *acceptor;
   um_fiber *accepting;
-  um_task starter;       /* starts the fibers of both queues, one each time it is run */
-  struct served_queue runnable; /* established; served before those of `fresh` */
-  struct served_queue fresh;    /* not yet shaken; they have a share of every tick */
-  uint64_t share_tick;   /* the tick that `share_used` is of */
-  um_time share_used;    /* by handshakes */
-  unsigned in_a_row;     /* of `runnable`, since one of `fresh` had its turn */
+  um_task starter;       /* starts the fibers of `runnable`, one each time it is run */
+  um_task shaker;        /* starts those of `fresh`, a share of a tick */
+  struct served_queue runnable; /* established */
+  struct served_queue fresh;    /* not yet shaken */
   um_group fibers;
   um_waitq below_cap, ended;
   struct served_list connections;
@@ -181,9 +180,7 @@ static int handshake_step(served *s) {
     bool offload = um__offload_wanted(l->config.offload, tls->ctx, l->stats.shaking);
     if (offload) tls->flags |= UM_TLS_OFFLOAD;
   }
-  um_time before = um_now();
   int result = um__tls_handshake_step(tls);
-  l->share_used += um_now() - before;
   if (result == UM_OFFLOADED && !s->offloaded) {
     s->offloaded = true;
     l->stats.offloaded++;
@@ -194,6 +191,8 @@ static int handshake_step(served *s) {
 static int finish_handshake(served *s) {
   um_tls *tls = s->tls;
   if (tls->shaken) return 1;
+  if (tls->conn.received_end < 0) /* nobody to compute for */
+    return um__tls_fail(tls, tls->conn.received_end, um_strerror(tls->conn.received_end));
   int result = look_at_hello(s);
   if (result > 0) result = handshake_step(s);
   if (result > 0) {
@@ -287,80 +286,68 @@ static int serve(void *argument) {
 
 /* A fiber is made when it is its turn to run and not before: when hundreds of
  * connections have become readable at once, most handlers end before the next one
- * starts, and all run on one stack that is hot in cache. What is about to end waits for
- * no share: it computes nothing. */
+ * starts, and all run on one stack that is hot in cache. What is about to end is not
+ * long work: it computes nothing. */
 static void start(served *s) {
   um_tls_listener *l = s->listener;
   if (s->busy) return;
   unpark(s);
-  if (s->tls->shaken || s->expired) STAILQ_INSERT_TAIL(&l->runnable, s, runnable_link);
-  else STAILQ_INSERT_TAIL(&l->fresh, s, runnable_link);
-  s->tls->conn.reader = &l->starter; /* its bytes are about to be read: they may stay */
-  um_task_wake(&l->starter);
-}
-
-#define HANDSHAKE_SHARE (UM_MS / 5)
-#define IN_A_ROW 64
-
-/* The first handshake of a tick always finds a share that is not used up. */
-static bool share_is_left(um_tls_listener *l) {
-  uint64_t tick = l->reactor->metrics.ticks;
-  if (l->share_tick != tick) l->share_used = 0;
-  l->share_tick = tick;
-  return l->share_used < HANDSHAKE_SHARE;
-}
-
-static served *take(struct served_queue *queue) {
-  served *s = STAILQ_FIRST(queue);
-  if (s) STAILQ_REMOVE_HEAD(queue, runnable_link);
-  return s;
-}
-
-/* Established connections first; NULL when what is left has to wait for the next tick. */
-static served *next_in_turn(um_tls_listener *l) {
-  bool left = share_is_left(l);
-  bool overdue = l->in_a_row >= IN_A_ROW && !STAILQ_EMPTY(&l->fresh);
-  if (!overdue && !STAILQ_EMPTY(&l->runnable)) {
-    l->in_a_row++;
-    return take(&l->runnable);
-  }
-  if (!left && !overdue) return NULL;
-  l->in_a_row = 0;
-  return take(&l->fresh);
-}
-
-/* After the fiber that was started, so that what its handshake took is known. */
-static void start_more(um_tls_listener *l, bool in_this_tick) {
-  if (STAILQ_EMPTY(&l->runnable) && STAILQ_EMPTY(&l->fresh)) return;
-  if (in_this_tick) {
+  if (s->tls->shaken || s->expired) {
+    STAILQ_INSERT_TAIL(&l->runnable, s, runnable_link);
+    s->tls->conn.reader = &l->starter; /* its bytes are about to be read: they may stay */
     um_task_wake(&l->starter);
-    return;
+  } else {
+    STAILQ_INSERT_TAIL(&l->fresh, s, runnable_link);
+    s->asked = l->reactor->metrics.ticks;
+    um__conn_arm(&s->tls->conn); /* for is_due() */
+    um__task_wake_for_share(&l->shaker);
   }
-  l->starter.state = UM_TASK_READY;
-  l->starter.since = l->reactor->looked;
-  um__task_queue_push(&l->reactor->yielded, &l->starter);
 }
 
 /* Without memory for a fiber the connection tries again a little later. */
-static void start_next(um_host *host, um_task *task) {
-  um_tls_listener *l = (um_tls_listener *)((char *)task - offsetof(um_tls_listener, starter));
-  served *s = next_in_turn(l);
-  int result = 0;
-  (void)host;
-  task->state = UM_TASK_PARKED;
-  if (s) {
-    s->tls->conn.reader = NULL;
-    result = um__group_run(&l->fibers, serve, s);
-  }
-  start_more(l, s != NULL);
-  if (result == 0) return;
+static void start_first(um_tls_listener *l, struct served_queue *queue) {
+  served *s = STAILQ_FIRST(queue);
+  STAILQ_REMOVE_HEAD(queue, runnable_link);
+  s->tls->conn.reader = NULL;
+  if (um__group_run(&l->fibers, serve, s) == 0) return;
   s->busy = false;
   l->stats.parked++;
   retry_later(s);
 }
 
-/* Only resumed by the loop; it never waits. */
-static um_host starter_host = {NULL, start_next};
+static void start_one(um_host *host, um_task *task) {
+  um_tls_listener *l = (um_tls_listener *)((char *)task - offsetof(um_tls_listener, starter));
+  (void)host;
+  task->state = UM_TASK_PARKED;
+  start_first(l, &l->runnable);
+  if (!STAILQ_EMPTY(&l->runnable)) um_task_wake(task);
+}
+
+/* After the ring was looked at again: who asked may be gone, and a reset is seen before anything
+ * is computed. */
+static bool is_due(const um_tls_listener *l) {
+  const served *s = STAILQ_FIRST(&l->fresh);
+  return s && l->reactor->metrics.ticks > s->asked + 1;
+}
+
+#define HANDSHAKE_SHARE (UM_MS / 5)
+
+/* One at least, and a fifth of the time, whatever else there is. */
+static void start_share(um_host *host, um_task *task) {
+  um_tls_listener *l = (um_tls_listener *)((char *)task - offsetof(um_tls_listener, shaker));
+  um_time now = um_now(), share = (now - l->reactor->long_since) / 4;
+  um_time end = now + (share > HANDSHAKE_SHARE ? share : HANDSHAKE_SHARE);
+  (void)host;
+  task->state = UM_TASK_PARKED;
+  while (is_due(l)) {
+    start_first(l, &l->fresh);
+    if (um__reactor_forked(l->reactor) || um_now() >= end) break;
+  }
+  if (!STAILQ_EMPTY(&l->fresh)) um__task_wake_for_share(task);
+}
+
+/* Only resumed by the loop; they never wait. */
+static um_host starter_host = {NULL, start_one}, shaker_host = {NULL, start_share};
 
 /* ---- accepting ---- */
 
@@ -435,12 +422,24 @@ static int accept_loop(void *argument) {
 
 static void listener_free(um_tls_listener *l) {
   um_task_unregister(&l->starter);
+  um_task_unregister(&l->shaker);
   um__timer_remove(l->reactor, &l->trimmer);
   um__timer_unreserve(l->reactor);
   um_acceptor_destroy(l->acceptor);
   SSL_CTX_free(l->config.ctx);
   um__peers_free(&l->peers);
   um__free(l);
+}
+
+/* Room for its timer, and its two tasks. */
+static int enlist(um_tls_listener *l) {
+  if (um__timer_reserve(l->reactor) < 0) return -ENOMEM;
+  if (um_task_register(&l->starter, l->reactor, &starter_host) == 0) {
+    if (um_task_register(&l->shaker, l->reactor, &shaker_host) == 0) return 0;
+    um_task_unregister(&l->starter);
+  }
+  um__timer_unreserve(l->reactor);
+  return -ENOMEM;
 }
 
 static void complete(um_tls_server_config *config) {
@@ -466,9 +465,7 @@ int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_server_confi
   STAILQ_INIT(&l->runnable);
   STAILQ_INIT(&l->fresh);
   l->trimmer = (struct um_timer){.deadline = UM_FOREVER, .fire = trim};
-  bool reserved = um__timer_reserve(l->reactor) == 0;
-  if (!reserved || um_task_register(&l->starter, l->reactor, &starter_host) < 0) {
-    if (reserved) um__timer_unreserve(l->reactor);
+  if (enlist(l) < 0) {
     SSL_CTX_free(l->config.ctx);
     um__free(l);
     return -ENOMEM;

@@ -246,10 +246,11 @@ typedef struct um_tls_server_config {
                                       not hold up connections that are established: UM_TLS_OFFLOAD_*,
                                       or above n > 0 handshakes in flight; see UM_TLS_OFFLOAD about
                                       callbacks. What workers allocate stays in malloc arenas of
-                                      theirs (glibc). What is not offloaded takes turns: parked
-                                      connections that are established go first, then handshakes
-                                      have 200 us of each round of the loop, and at least one step
-                                      of one a round and after 64 others */
+                                      theirs (glibc). What is not offloaded waits while there is
+                                      other work, for 200 us at most; then it has as long, or a
+                                      fifth of the loop's time, and at least one step of one
+                                      handshake. A peer that has reset its connection by then
+                                      costs none */
 } um_tls_server_config;
 enum {
   UM_TLS_OFFLOAD_NEVER = 0,

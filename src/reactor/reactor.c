@@ -231,7 +231,7 @@ const char *um_reactor_backend(const um_reactor *r) { return r->backend->name; }
 /* ---- the loop ---- */
 
 static bool runnable(const um_reactor *r) {
-  return r->ready.first || r->yielded.first || r->turns.first ||
+  return r->ready.first || r->yielded.first || r->turns.first || r->shares.first ||
          atomic_load_explicit(&((um_reactor *)(uintptr_t)r)->posts.wake_pending,
                               memory_order_relaxed);
 }

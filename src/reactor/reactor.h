@@ -43,7 +43,9 @@ struct um_reactor {
 
   um_task_queue ready;     /* run in this tick */
   um_task_queue yielded;   /* run after the ring was looked at */
-  um_task_queue turns;     /* gave way after their share: one per tick */
+  um_task_queue turns;     /* gave way after their share: one at a time */
+  um_task_queue shares;    /* have long work to do, a share of each tick */
+  um_time long_since;      /* when either was passed over first, or 0 */
 
   struct um_timer **timers; /* heap, 1-based */
   unsigned timer_count, timer_reserved, timer_capacity;
@@ -103,6 +105,8 @@ void um__task_queue_push(um_task_queue *queue, um_task *task);
 um_task *um__task_queue_pop(um_task_queue *queue);
 /* Makes a parked task runnable, with what um__park() is to return. */
 void um__task_wake(um_task *task, int reason);
+/* The same for long work: when there is nothing short to do. */
+void um__task_wake_for_share(um_task *task);
 /* Parks the current task: 0 when woken, -ETIMEDOUT, -ECANCELED, or the host's code. */
 int um__park(um_reactor *reactor, um_time deadline);
 /* Before a park: what for, for those who look at fibers. */

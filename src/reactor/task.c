@@ -56,6 +56,13 @@ void um__task_wake(um_task *task, int reason) {
 
 void um_task_wake(um_task *task) { um__task_wake(task, 0); }
 
+void um__task_wake_for_share(um_task *task) {
+  if (task->state != UM_TASK_PARKED && task->state != UM_TASK_NEW) return;
+  task->state = UM_TASK_READY;
+  task->since = task->reactor->looked;
+  um__task_queue_push(&task->reactor->shares, task);
+}
+
 void um_task_cancel(um_task *task) {
   task->cancel_pending = task->cancelled = 1;
   if (task->state == UM_TASK_PARKED && !task->shield) um__task_wake(task, -ECANCELED);
@@ -137,17 +144,47 @@ void um__task_resume(um_reactor *r, um_task *task) {
 }
 
 /* At most max_switches, so that fibers waking each other cannot keep the loop
- * from the ring. Yielders wait until the ring was looked at; of those that used
- * up their turn one goes per tick, so that a peer that keeps its connection busy
- * delays the others by one turn, not by all. */
-void um__tasks_run(um_reactor *r) {
+ * from the ring. Yielders wait until the ring was looked at. */
+static bool run_ready(um_reactor *r) {
   queue_append(&r->ready, &r->yielded);
-  um_task *turn = um__task_queue_pop(&r->turns);
-  if (turn) um__task_queue_push(&r->ready, turn);
+  bool any = r->ready.first != NULL;
   for (unsigned left = r->config.max_switches; left; left--) {
     um_task *task = um__task_queue_pop(&r->ready);
     if (!task) break;
     um__task_resume(r, task);
     if (unlikely(um__reactor_forked(r))) break; /* the others are the parent's to run */
   }
+  return any;
+}
+
+/* Of those that used up their turn one goes at a time, so that a peer that keeps its
+ * connection busy delays the others by one turn, not by all. */
+static void run_turn(um_reactor *r) {
+  um_task *task = um__task_queue_pop(&r->turns);
+  if (task) um__task_resume(r, task);
+}
+
+static void run_shares(um_reactor *r) {
+  um_task_queue shares = r->shares;
+  r->shares = (um_task_queue){NULL, NULL};
+  for (um_task *task; !um__reactor_forked(r) && (task = um__task_queue_pop(&shares));)
+    um__task_resume(r, task);
+}
+
+/* Long work waits while there is short work, of which each step may be a tick: a request that
+ * reads a file is not held up at each of them. But for so long at most. */
+#define PATIENCE (UM_MS / 5)
+
+static void run_long(um_reactor *r, bool others_ran) {
+  if (!r->long_since) r->long_since = r->looked;
+  if (others_ran && um_now() - r->long_since < PATIENCE) return;
+  run_turn(r);
+  run_shares(r);
+  r->long_since = 0;
+}
+
+void um__tasks_run(um_reactor *r) {
+  bool others_ran = run_ready(r);
+  if (unlikely(um__reactor_forked(r))) return;
+  if (r->turns.first || r->shares.first) run_long(r, others_ran);
 }

@@ -951,3 +951,78 @@ static int storms(void *argument) {
 Test(serve, established_connections_go_before_handshakes_and_both_progress) {
   serve((um_tls_server_config){.handler = echoes_first}, storms);
 }
+
+/* ---- who is gone ---- */
+
+#define GONE 8
+
+static size_t client_hello(SSL_CTX *ctx, char *into, int size) {
+  SSL *ssl = SSL_new(ctx);
+  BIO *out = BIO_new(BIO_s_mem());
+  SSL_set_bio(ssl, BIO_new(BIO_s_mem()), out);
+  CHECK(SSL_connect(ssl) < 0);
+  int length = BIO_read(out, into, size);
+  CHECK(length > 0 && length < size);
+  SSL_free(ssl);
+  return (size_t)length;
+}
+
+static int resets_at_once(void *argument) {
+  server *s = argument;
+  char bytes[4096];
+  size_t length = client_hello(s->theirs, bytes, sizeof bytes);
+  struct linger at_once = {1, 0};
+  SSL_CTX_set_client_hello_cb(s->ours, slow_hello, NULL);
+  hellos = 0;
+  for (int i = 0; i < GONE; i++) {
+    int fd = dial(s->port);
+    CHECK_EQ(send(fd, bytes, length, 0), (ssize_t)length);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(fd);
+  }
+  UNTIL(gone(s, GONE));
+  CHECK_EQ(hellos, 0);
+  CHECK_EQ(s->reason, -ECONNRESET);
+  CHECK_EQ(stats().failed, GONE);
+  return 0;
+}
+Test(serve, who_has_reset_gets_no_handshake) { serve((um_tls_server_config){0}, resets_at_once); }
+
+/* ---- long work waits ---- */
+
+#define STEPS 4
+#define TRIES 40
+
+static int step, step_at_hello;
+
+static int notes_step(SSL *ssl, int *alert, void *argument) {
+  (void)ssl, (void)alert, (void)argument;
+  step_at_hello = step;
+  return SSL_CLIENT_HELLO_SUCCESS;
+}
+
+/* Each step is a tick. They are over before a handshake that was asked for in between, unless they
+ * take so long that its patience ends: which it does not each time. */
+static int steps_beside_handshakes(void *argument) {
+  server *s = argument;
+  char bytes[4096];
+  size_t length = client_hello(s->theirs, bytes, sizeof bytes);
+  int over = 0;
+  SSL_CTX_set_client_hello_cb(s->ours, notes_step, NULL);
+  for (int i = 0; i < TRIES; i++) {
+    int fd = dial(s->port);
+    UNTIL(stats().accepted == (uint64_t)i + 1);
+    CHECK_EQ(send(fd, bytes, length, 0), (ssize_t)length);
+    step_at_hello = -1;
+    for (step = 0; step < STEPS; step++) CHECK_EQ(um_fiber_yield(), 0);
+    UNTIL(step_at_hello >= 0);
+    over += step_at_hello == STEPS;
+    close(fd);
+  }
+  CHECK(over > 0);
+  UNTIL(gone(s, TRIES));
+  return 0;
+}
+Test(serve, handshakes_wait_for_short_work) {
+  serve((um_tls_server_config){0}, steps_beside_handshakes);
+}

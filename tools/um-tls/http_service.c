@@ -170,7 +170,7 @@ static int send_range(exchange *x, const static_file *file, char *chunk, size_t 
                       uint64_t from, uint64_t length) {
   do {
     size_t want = length < CHUNK - filled ? (size_t)length : CHUNK - filled;
-    ssize_t n = want ? um_read(file->fd, chunk + filled, want, (int64_t)from, UM_FOREVER) : 0;
+    ssize_t n = want ? static_read(file, chunk + filled, want, from) : 0;
     if (n < 0 || (want && !n)) return n < 0 ? (int)n : -EIO;
     int result = send_all(x, chunk, filled + (size_t)n);
     if (result) return result;

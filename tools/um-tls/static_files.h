@@ -21,4 +21,7 @@ int static_root(const char *directory);
  * their index.html. 0, or a status: 403, 404, 500, 503. From a fiber. */
 int static_open(static_file *out, int root, const char *path, um_time deadline);
 
+/* Some of what is at `from`, 0 at the end; or a negative errno. From a fiber. */
+ssize_t static_read(const static_file *file, char *into, size_t length, uint64_t from);
+
 #endif
