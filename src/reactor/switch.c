@@ -1,5 +1,6 @@
 /* Preparing a stack for um__switch(); and the whole switch where there is no
- * assembly for the machine (about eight times slower: it saves the signal mask). */
+ * assembly for the machine (about eight times slower: it saves the signal mask), or
+ * where a test asks for that one. */
 #include "switch.h"
 
 #include <stdint.h>
@@ -9,7 +10,7 @@ static char *aligned_top(char *bottom, size_t size) {
   return (char *)((uintptr_t)(bottom + size) & ~(uintptr_t)15);
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(UM_UCONTEXT)
 
 extern void um__switch_start(void);
 
@@ -28,7 +29,7 @@ void *um__switch_prepare(char *bottom, size_t size, void (*entry)(void *), void 
   return frame;
 }
 
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(UM_UCONTEXT)
 
 extern void um__switch_start(void);
 
@@ -63,7 +64,7 @@ static void start(unsigned high, unsigned low) {
 }
 
 void *um__switch_prepare(char *bottom, size_t size, void (*entry)(void *), void *argument) {
-  prepared *self = (prepared *)((uintptr_t)(bottom + size - sizeof *self) & ~(uintptr_t)63);
+  prepared *self = (prepared *)(void *)aligned_top(bottom, size - sizeof *self);
   self->entry = entry;
   self->argument = argument;
   getcontext(&self->context);
