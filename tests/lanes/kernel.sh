@@ -1,5 +1,5 @@
 #!/bin/sh
-# lane: other kernels: Debian's 6.1, 6.12 and newest in qemu, both backends; features and a subset of the tests
+# lane: other kernels: Debian's 6.1, 6.12 and newest in qemu, both backends; features, a subset of the tests, a CPU quota
 # needs: root or sudo, a Debian mirror with kernels for x86-64, 0.5 GB of disk
 #
 # UM_LANE_KERNELS="bookworm sid" runs some of them; UM_LANE_KEEP=DIR keeps what the machines said.
@@ -65,6 +65,8 @@ make_initramfs() {
   done
   cp "$(command -v busybox)" "$guest/bin/busybox"
   cp "$root/tests/support/kernel-init.sh" "$guest/init"
+  cp "$root/tests/support/kernel-quota.sh" "$guest/quota"
+  echo /quota >>"$guest/programs"
   printf 'build=%s\nexport UM_TEST_CERTS=%s\n' "$build" "$root/build/certs" >"$guest/settings"
   (cd "$guest" && find . | cpio --quiet -o -H newc | gzip -1) >"$tmp/initramfs"
 }
@@ -106,6 +108,7 @@ judge() {
     /^not ok / { bad++; count(0, program ": " $0) }
     /^ok .*# SKIP/ { skipped++; none_of[backend]++; if (!told[$0]++) print "skipped: " $0; next }
     /^ok / { count(1) }
+    /^# throttled/ { print "quota: " substr($0, 3) " on " backend }
     /^said: / { print "  " $0 }
     /^## end / {
       if ($3 != 0 && !bad) count(0, program " ended with " $3)
