@@ -84,7 +84,7 @@ accelerator() {
 
 boot() {
   # shellcheck disable=SC2086
-  timeout 1500 qemu-system-x86_64 $accelerator -smp 2 -m 1536 -display none -no-reboot -nodefaults \
+  timeout 3000 qemu-system-x86_64 $accelerator -smp 2 -m 1536 -display none -no-reboot -nodefaults \
     -serial "file:$2" -kernel "$1" -initrd "$tmp/initramfs" \
     -append "console=ttyS0 quiet loglevel=1 panic=-1" </dev/null &
   qemu=$!
