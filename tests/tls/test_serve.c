@@ -894,7 +894,7 @@ static int slow_hello(SSL *ssl, int *alert, void *argument) {
   hellos++;
   crowded += hello_tick == ticks();
   hello_tick = ticks();
-  while (um_now() < end) continue;
+  while (!crowded && um_now() < end) continue;
   return SSL_CLIENT_HELLO_SUCCESS;
 }
 
