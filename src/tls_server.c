@@ -239,10 +239,19 @@ static int advance(served *s) {
   return call_handler(s);
 }
 
+/* Before anything is computed: a handshake may have waited for its turn until its time was over,
+ * and none begins that would not be finished. */
+static bool is_over(served *s) {
+  bool stopping = s->listener->stopping;
+  if (s->expired || s->tls->shaken) return s->expired || stopping;
+  s->expired = um_now() >= s->handshake_deadline;
+  return s->expired || (stopping && !s->shaking);
+}
+
 static int end_of_parked(const served *s) {
-  if (!s->expired) return 0;
-  s->listener->stats.timed_out++;
-  return s->tls->shaken ? 0 : -ETIMEDOUT;
+  if (s->expired) s->listener->stats.timed_out++;
+  if (s->tls->shaken) return 0;
+  return s->expired ? -ETIMEDOUT : UM_ECLOSED;
 }
 
 /* Nothing that is still to be sent would be taken. */
@@ -267,7 +276,7 @@ static int serve(void *argument) {
   served *s = argument;
   um_tls_listener *l = s->listener;
   int result = UM_TLS_PARK;
-  if (s->expired || (l->stopping && s->tls->shaken)) {
+  if (is_over(s)) {
     end(s, end_of_parked(s));
     return 0;
   }

@@ -250,7 +250,7 @@ typedef struct um_tls_server_config {
                                       other work, for 200 us at most; then it has as long, or a
                                       fifth of the loop's time, and at least one step of one
                                       handshake. A peer that has reset its connection by then
-                                      costs none */
+                                      costs none, nor one whose time is over */
 } um_tls_server_config;
 enum {
   UM_TLS_OFFLOAD_NEVER = 0,
@@ -289,7 +289,7 @@ typedef struct um_tls_listener_stats {
   uint64_t offloaded;  /* handshakes given to worker threads */
   uint64_t shaking;    /* gauge: handshakes in flight, from the complete ClientHello on */
   uint64_t trims;      /* times free memory was given back to the system: a second after half of
-                          the connections, and 1,000 at least, have gone (malloc_trim(3)) */
+                          the connections, and 100 at least, have gone (malloc_trim(3)) */
   uint64_t open;       /* gauge: connections alive */
   uint64_t parked;     /* gauge: of those, without a fiber */
 } um_tls_listener_stats;

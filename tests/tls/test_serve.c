@@ -1027,3 +1027,55 @@ static int steps_beside_handshakes(void *argument) {
 Test(serve, handshakes_wait_for_short_work) {
   serve((um_tls_server_config){0}, steps_beside_handshakes);
 }
+
+/* ---- handshakes that are not worth beginning ---- */
+
+#define QUEUED 40
+
+/* All have said hello before the server looks. */
+static void queue_handshakes(server *s, int fds[QUEUED]) {
+  char bytes[4096];
+  size_t length = client_hello(s->theirs, bytes, sizeof bytes);
+  SSL_CTX_set_client_hello_cb(s->ours, slow_hello, NULL);
+  hellos = 0;
+  for (int i = 0; i < QUEUED; i++) fds[i] = dial(s->port);
+  UNTIL(stats().accepted == QUEUED);
+  for (int i = 0; i < QUEUED; i++) CHECK_EQ(send(fds[i], bytes, length, 0), (ssize_t)length);
+}
+
+static void hang_up(const int fds[QUEUED]) {
+  for (int i = 0; i < QUEUED; i++) close(fds[i]);
+}
+
+/* Each takes a millisecond: the last ones' time is over before it is their turn. */
+static int too_late(void *argument) {
+  server *s = argument;
+  int fds[QUEUED];
+  queue_handshakes(s, fds);
+  UNTIL(gone(s, QUEUED));
+  CHECK(hellos < QUEUED);
+  CHECK_EQ(s->reason, -ETIMEDOUT);
+  CHECK_EQ(stats().timed_out, QUEUED);
+  CHECK_EQ(stats().failed, QUEUED);
+  CHECK_EQ(stats().shaking, 0);
+  hang_up(fds);
+  return 0;
+}
+Test(serve, a_handshake_whose_time_is_over_is_not_begun) {
+  serve((um_tls_server_config){.handshake_timeout_ms = QUEUED / 2}, too_late);
+}
+
+static int queued_at_stop[QUEUED];
+
+static int waiting_for_handshakes(void *argument) {
+  queue_handshakes(argument, queued_at_stop);
+  return 0;
+}
+Test(serve, no_handshake_begins_while_stopping) {
+  server s = serve((um_tls_server_config){0}, waiting_for_handshakes);
+  CHECK_EQ(hellos, 0);
+  CHECK_EQ(s.ended, QUEUED);
+  CHECK_EQ(s.reason, UM_ECLOSED);
+  CHECK_EQ(s.stop_result, 0);
+  hang_up(queued_at_stop);
+}
