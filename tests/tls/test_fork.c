@@ -354,3 +354,47 @@ Test(fork, in_a_handler) {
     run_inner(&in, serves_with_forks);
   }
 }
+
+/* ---- while other handshakes wait for their turn ---- */
+
+#define WAITING 8
+
+static int forks_at_hello(SSL *ssl, int *alert, void *argument) {
+  inner *in = argument;
+  (void)ssl, (void)alert;
+  if (in->child == 0) _exit(3); /* another one, which is the parent's */
+  if (in->child < 0 && (in->child = fork()) == 0) alarm(60);
+  return SSL_CLIENT_HELLO_SUCCESS;
+}
+
+static int shakes_many_with_forks(void *argument) {
+  inner *in = argument;
+  char port[8];
+  int fds[WAITING];
+  peer peers[WAITING];
+  um_tls_listener *l;
+  um_tls_listener_stats stats = {0};
+  SSL_CTX *theirs = plain_client_ctx(0);
+  um_tls_server_config config = {.ctx = um_server_ctx("server", 0), .handler = forking_handler,
+                                 .arg = in};
+  SSL_CTX_set_client_hello_cb(config.ctx, forks_at_hello, in);
+  int fd = listener(port);
+  CHECK_EQ(um_tls_serve(&l, fd, &config), 0);
+  for (int i = 0; i < WAITING; i++) fds[i] = dial(port);
+  for (; stats.accepted < WAITING; um_tls_listener_stats_get(l, &stats)) um_fiber_yield();
+  for (int i = 0; i < WAITING; i++) peer_start(&peers[i], fds[i], theirs, false, two_echoes, NULL);
+  usleep(50000); /* nothing else runs: all say hello, and have a fifth of that */
+  for (int i = 0; i < WAITING; i++) peer_join(&peers[i]);
+  CHECK_EQ(in->calls, 2 * WAITING);
+  collect(in);
+  CHECK_EQ(um_tls_listener_stop(l, um_after(5000)), 0);
+  close(fd);
+  SSL_CTX_free(config.ctx);
+  SSL_CTX_free(theirs);
+  return 0;
+}
+
+Test(fork, while_handshakes_wait) {
+  inner in = {.child = -1};
+  run_inner(&in, shakes_many_with_forks);
+}

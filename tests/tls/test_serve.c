@@ -630,25 +630,35 @@ static int waits_until(void *argument) {
   return 0;
 }
 
+static um_group takers;
+static volatile bool may_give;
+
+/* Every fiber's stack in the pool is taken away, too: who starts needs a fresh one. */
+static void take_memory(void) {
+  may_give = false;
+  um_group_init(&takers);
+  um__alloc_fails = refuses_all;
+  while (um_group_spawn(&takers, waits_until, (void *)&may_give, NULL) == 0)
+    CHECK(takers.count < 100000);
+}
+
+static void give_memory(void) {
+  um__alloc_fails = NULL;
+  may_give = true;
+  CHECK_EQ(um_group_join(&takers, UM_FOREVER), 0);
+}
+
 static int out_of_memory(void *argument) {
   server *s = argument;
   peer p;
   volatile int step = 0;
   client(&p, says_something_twice, (void *)&step);
   UNTIL(s->calls == 1 && stats().parked == 1);
-  /* Every fiber's stack in the pool is taken away: a handler needs a fresh one. */
-  um_group group;
-  volatile bool over = false;
-  um_group_init(&group);
-  um__alloc_fails = refuses_all;
-  while (um_group_spawn(&group, waits_until, (void *)&over, NULL) == 0)
-    CHECK(group.count < 100000);
+  take_memory();
   step = 1;
   um_fiber_sleep(um_after(60));
   CHECK_EQ(s->calls, 1);
-  um__alloc_fails = NULL;
-  over = true;
-  CHECK_EQ(um_group_join(&group, UM_FOREVER), 0);
+  give_memory();
   step = 2;
   peer_join(&p); /* it was served, a little late */
   CHECK_EQ(p.count, 2);
@@ -1032,15 +1042,29 @@ Test(serve, handshakes_wait_for_short_work) {
 
 #define QUEUED 40
 
-/* All have said hello before the server looks. */
-static void queue_handshakes(server *s, int fds[QUEUED]) {
-  char bytes[4096];
-  size_t length = client_hello(s->theirs, bytes, sizeof bytes);
-  SSL_CTX_set_client_hello_cb(s->ours, slow_hello, NULL);
-  hellos = 0;
-  for (int i = 0; i < QUEUED; i++) fds[i] = dial(s->port);
+static void dial_all(int fds[QUEUED]) {
+  for (int i = 0; i < QUEUED; i++) fds[i] = dial(now->port);
   UNTIL(stats().accepted == QUEUED);
-  for (int i = 0; i < QUEUED; i++) CHECK_EQ(send(fds[i], bytes, length, 0), (ssize_t)length);
+}
+
+static char hello[4096];
+static size_t hello_length;
+
+static void say(const int fds[QUEUED], size_t from, size_t to) {
+  for (int i = 0; i < QUEUED; i++)
+    CHECK_EQ(send(fds[i], hello + from, to - from, 0), (ssize_t)(to - from));
+}
+
+static void prepare_hello(void) {
+  hello_length = client_hello(now->theirs, hello, sizeof hello);
+  SSL_CTX_set_client_hello_cb(now->ours, slow_hello, NULL);
+  hellos = 0;
+}
+
+/* All have said hello before the server looks. */
+static void say_hello(const int fds[QUEUED]) {
+  prepare_hello();
+  say(fds, 0, hello_length);
 }
 
 static void hang_up(const int fds[QUEUED]) {
@@ -1051,7 +1075,8 @@ static void hang_up(const int fds[QUEUED]) {
 static int too_late(void *argument) {
   server *s = argument;
   int fds[QUEUED];
-  queue_handshakes(s, fds);
+  dial_all(fds);
+  say_hello(fds);
   UNTIL(gone(s, QUEUED));
   CHECK(hellos < QUEUED);
   CHECK_EQ(s->reason, -ETIMEDOUT);
@@ -1068,7 +1093,9 @@ Test(serve, a_handshake_whose_time_is_over_is_not_begun) {
 static int queued_at_stop[QUEUED];
 
 static int waiting_for_handshakes(void *argument) {
-  queue_handshakes(argument, queued_at_stop);
+  (void)argument;
+  dial_all(queued_at_stop);
+  say_hello(queued_at_stop);
   return 0;
 }
 Test(serve, no_handshake_begins_while_stopping) {
@@ -1078,4 +1105,30 @@ Test(serve, no_handshake_begins_while_stopping) {
   CHECK_EQ(s.reason, UM_ECLOSED);
   CHECK_EQ(s.stop_result, 0);
   hang_up(queued_at_stop);
+}
+
+/* For the last byte of a hello there may be a place left, or the connection is lost. */
+static int without_memory(void *argument) {
+  server *s = argument;
+  int fds[QUEUED];
+  dial_all(fds);
+  prepare_hello();
+  say(fds, 0, hello_length - 1);
+  um_fiber_sleep(um_after(20));
+  take_memory();
+  say(fds, hello_length - 1, hello_length);
+  um_fiber_sleep(um_after(60));
+  CHECK_EQ(hellos, 0);
+  CHECK_EQ(s->ended, 0);
+  give_memory();
+  UNTIL(hellos + s->ended == QUEUED);
+  CHECK(hellos > 0);
+  hang_up(fds);
+  UNTIL(gone(s, QUEUED));
+  CHECK_EQ(stats().failed, QUEUED);
+  CHECK_EQ(stats().timed_out, 0);
+  return 0;
+}
+Test(serve, handshakes_wait_for_memory) {
+  serve((um_tls_server_config){.handshake_timeout_ms = 60000}, without_memory);
 }
