@@ -1,5 +1,7 @@
 #include "log.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -34,6 +36,15 @@ void um__log_init(void) {
   um__log(UM_LOG_WARNING, "UM_LOG is \"%.32s\": wanted is off, error, warning, info or debug", wanted);
 }
 
+/* What is writable takes a line without waiting: a pipe that is has room for 4,096 bytes, so for
+ * several threads' lines. One whose reader has gone says more than POLLOUT, and would raise SIGPIPE. */
+int um__write_line(int fd, const char *line, size_t length) {
+  struct pollfd room = {.fd = fd, .events = POLLOUT};
+  if (poll(&room, 1, 0) < 0) return -errno;
+  if (room.revents != POLLOUT) return room.revents ? -EPIPE : -EAGAIN;
+  return write(fd, line, length) < 0 ? -errno : 0;
+}
+
 void um__log_write(int level, const char *format, ...) {
   char line[512];
   int head = snprintf(line, sizeof line, "bio_uring %s: ", names[level]);
@@ -49,5 +60,5 @@ void um__log_write(int level, const char *format, ...) {
   length += head;
   if (length > (int)sizeof line - 2) length = (int)sizeof line - 2;
   line[length] = '\n';
-  if (write(STDERR_FILENO, line, (size_t)length + 1) < 0) return; /* nobody left to tell */
+  um__write_line(STDERR_FILENO, line, (size_t)length + 1); /* or there is nobody to tell */
 }

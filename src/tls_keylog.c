@@ -25,11 +25,11 @@ static void take_slot(void) {
   slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, close_with_ctx);
 }
 
-/* A full disk is no reason to fail a handshake. */
+/* A full disk, or a pipe that nobody reads, is no reason to fail a handshake. */
 static void tell_once(int error) {
   static atomic_flag told = ATOMIC_FLAG_INIT;
   if (!atomic_flag_test_and_set(&told))
-    um__log(UM_LOG_WARNING, "key log: %s: secrets are dropped", um_strerror(-error));
+    um__log(UM_LOG_WARNING, "key log: %s: secrets are dropped", um_strerror(error));
 }
 
 /* One write(2) to a file opened to append: lines of several processes do not mix. */
@@ -37,10 +37,10 @@ void um__keylog_line(const SSL *ssl, const char *secret) {
   void *data = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), slot);
   char line[512];
   int length = snprintf(line, sizeof line, "%s\n", secret);
-  ssize_t written = 0;
+  int result = 0;
   if (length > 0 && length < (int)sizeof line)
-    written = write((int)(intptr_t)data - 1, line, (size_t)length);
-  if (written < 0) tell_once(errno);
+    result = um__write_line((int)(intptr_t)data - 1, line, (size_t)length);
+  if (result < 0) tell_once(result);
   OPENSSL_cleanse(line, sizeof line);
 }
 
@@ -50,7 +50,8 @@ int um_tls_ctx_keylog(SSL_CTX *ctx, const char *file, um_error *error) {
   if (!file) file = secure_getenv("SSLKEYLOGFILE");
   if (!file || !*file) return 0;
   pthread_once(&once, take_slot);
-  int fd = open(file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+  /* O_NONBLOCK: a FIFO that nobody reads is an error now, instead of a wait. */
+  int fd = open(file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600);
   if (fd < 0) return um__fail(error, -errno, "key log %s: %s", file, strerror(errno));
   void *old = slot < 0 ? NULL : SSL_CTX_get_ex_data(ctx, slot);
   if (slot < 0 || SSL_CTX_set_ex_data(ctx, slot, (void *)(intptr_t)(fd + 1)) != 1) {

@@ -23,8 +23,8 @@ enum um_log_level { UM_LOG_OFF, UM_LOG_ERROR, UM_LOG_WARNING, UM_LOG_INFO, UM_LO
 typedef void (*um_log_fn)(int level, const char *message, void *arg);
 
 /* What the library says of itself, to `fn` or, when it is NULL, to standard error: one
- * write(2) a line; a line that cannot be written (a full disk, a closed pipe) is
- * dropped. Messages above `level` cost a comparison. Without this call the environment
+ * write(2) a line; a line that cannot be written at once (a full disk, a pipe that is closed
+ * or that nobody reads) is dropped. Messages above `level` cost a comparison. Without this call the environment
  * decides when the first reactor is created: UM_LOG is off, error, warning (the
  * default), info or debug; processes with raised privileges ignore it (secure_getenv(3)).
  * Any thread, but not while another logs. */

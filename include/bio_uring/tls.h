@@ -95,7 +95,8 @@ UM_API int um_tls_ctx_tickets(SSL_CTX *ctx, um_ticket_keys *keys);
  * only), in the format of NSS and Wireshark: whoever reads it can decrypt what was
  * recorded. NULL means the file named by the environment's SSLKEYLOGFILE, if any: without
  * it, or in a process with raised privileges (secure_getenv(3)), nothing is logged. A
- * line that cannot be written is dropped, the first of a process with a warning of the log.
+ * line that cannot be written at once (a full disk, a FIFO whose reader is slow) is dropped, the
+ * first of a process with a warning of the log. A FIFO needs a reader, or it is -ENXIO.
  * Before the context is used. 1 when secrets are logged from now on, 0 when not; -errno of
  * open(2), -ENOMEM. */
 UM_API int um_tls_ctx_keylog(SSL_CTX *ctx, const char *file, um_error *error);

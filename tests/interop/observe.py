@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Looking into a running um-tls serve: metrics, the list of fibers, the key log, UM_LOG."""
 
+import contextlib
+import fcntl
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -199,6 +202,59 @@ class Log(Case):
             pass
         server.wait_for(rb"bio_uring info: reactor: \w+, \d+ entries", "err")
         server.wait_for(rb"bio_uring debug: fd \d+: TLSv1\.3, TLS_AES", "err")
+
+
+class Unread(Case):
+    """Messages go to a pipe that nobody reads: what serves goes on, and ends when it is told to."""
+
+    def full_pipe(self):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        return reader, writer
+
+    def test_messages(self):
+        reader, writer = self.full_pipe()
+        port = free_port()
+        process = subprocess.Popen([UM_TLS, "serve", "--listen", f"127.0.0.1:{port}", "--cert",
+                                    pair("server")[0], "--key", pair("server")[1], "--echo", "--verbose"],
+                                   stdout=subprocess.DEVNULL, stderr=writer, env={**os.environ, "UM_LOG": "debug"})
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        os.close(writer)
+        wait_until(lambda: listening(port), "listening")
+        for sent in (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):
+            process.send_signal(sent)
+            self.echoes(port)
+        os.read(reader, 1 << 20)   # from now on somebody reads
+        process.send_signal(signal.SIGHUP)
+        said = b""
+        while b"CAs reloaded" not in said:
+            self.assertTrue(select.select([reader], [], [], PATIENCE)[0], said)
+            said += os.read(reader, 65536)
+        self.assertRegex(said, rb"um-tls serve: \d+ messages were lost: nobody read them\n")
+        process.terminate()
+        self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_key_log(self):
+        """A FIFO: nobody has opened it, which is said; and nobody reads it."""
+        fifo = os.path.join(self.folder(), "keys")
+        os.mkfifo(fifo)
+        environment = {**os.environ, "SSLKEYLOGFILE": fifo}
+        done = run(UM_TLS, "serve", "--listen", "127.0.0.1:0", "--cert", pair("server")[0], "--key",
+                   pair("server")[1], "--echo", env=environment)
+        self.one_line(done, 66, rb"key log .*keys: No such device or address")
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        server = self.start(Server("--echo", env=environment))
+        for _ in range(10):   # a kilobyte of secrets each
+            self.echoes(server.port, size=100)
+        server.wait_for(rb"key log: .*: secrets are dropped", "err")
 
 
 class DiskFull(Case):

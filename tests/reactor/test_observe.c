@@ -8,6 +8,7 @@
 #include <bio_uring/observe.h>
 #include <bio_uring/sync.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -91,6 +92,30 @@ TEST(observe, log_level_comes_from_the_environment) {
   CHECK_EQ(strcspn(text, "\n"), 511 - 1); /* cut, and still a line */
   CHECK_HAS(text, "\nbio_uring error: an error\n");
 }
+
+/* Nobody reads, then nobody can: lines are dropped, without a wait or SIGPIPE. */
+static int logs_to_a_pipe(void *argument) {
+  int ends[2], saved = dup(STDERR_FILENO);
+  char text[200];
+  (void)argument;
+  signal(SIGPIPE, SIG_DFL);
+  CHECK_EQ(pipe(ends), 0);
+  dup2(ends[1], STDERR_FILENO);
+  for (int i = 0; i < 10000; i++) um__log(UM_LOG_ERROR, "line %d of more than fit", i);
+  int full = um__write_line(STDERR_FILENO, "x\n", 2);
+  ssize_t n = read(ends[0], text, sizeof text - 1);
+  close(ends[0]);
+  um__log(UM_LOG_ERROR, "lost");
+  int closed = um__write_line(STDERR_FILENO, "x\n", 2);
+  dup2(saved, STDERR_FILENO);
+  CHECK_EQ(full, -EAGAIN);
+  CHECK_EQ(closed, -EPIPE);
+  CHECK(n > 0);
+  text[n] = 0;
+  CHECK_HAS(text, "bio_uring error: line 0 of more than fit\nbio_uring error: line 1 of");
+  return 0;
+}
+TEST(observe, log_does_not_wait_for_its_reader) { CHECK_EQ(in_child(logs_to_a_pipe, NULL), 0); }
 
 /* ---- trace ---- */
 
