@@ -37,7 +37,8 @@ void um__log_init(void) {
 }
 
 /* What is writable takes a line without waiting: a pipe that is has room for 4,096 bytes, so for
- * several threads' lines. One whose reader has gone says more than POLLOUT, and would raise SIGPIPE. */
+ * several threads' lines. One whose reader has gone says more than POLLOUT, and would raise
+ * SIGPIPE. */
 int um__write_line(int fd, const char *line, size_t length) {
   struct pollfd room = {.fd = fd, .events = POLLOUT};
   if (poll(&room, 1, 0) < 0) return -errno;

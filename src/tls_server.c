@@ -1,5 +1,6 @@
 /* Serving: connections that wait for bytes hold no fiber. A pooled fiber starts when
  * bytes come, does what they allow (a piece of the handshake, a handler) and ends. */
+#include "log.h"
 #include "peers.h"
 #include "reactor/alloc.h"
 #include "tls_hello.h"
@@ -411,6 +412,12 @@ static void accepted(um_tls_listener *l, int fd) {
   park(s);
 }
 
+/* The listening socket itself is broken. */
+static int given_up(int error) {
+  um__log(UM_LOG_ERROR, "a listener accepts no more: %s", um_strerror(error));
+  return error;
+}
+
 static int accept_loop(void *argument) {
   um_tls_listener *l = argument;
   while (!l->stopping) {
@@ -422,7 +429,7 @@ static int accept_loop(void *argument) {
     }
     int result = um_acceptor_next(l->acceptor, UM_FOREVER);
     if (result >= 0) accepted(l, result);
-    else if (result != -ECANCELED) return result; /* the listening socket itself is broken */
+    else if (result != -ECANCELED) return given_up(result);
   }
   return 0;
 }

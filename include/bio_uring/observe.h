@@ -24,9 +24,10 @@ typedef void (*um_log_fn)(int level, const char *message, void *arg);
 
 /* What the library says of itself, to `fn` or, when it is NULL, to standard error: one
  * write(2) a line; a line that cannot be written at once (a full disk, a pipe that is closed
- * or that nobody reads) is dropped. Messages above `level` cost a comparison. Without this call the environment
- * decides when the first reactor is created: UM_LOG is off, error, warning (the
- * default), info or debug; processes with raised privileges ignore it (secure_getenv(3)).
+ * or that nobody reads) is dropped. Messages above `level` cost a comparison. Without this
+ * call the environment decides when the first reactor is created: UM_LOG is off, error,
+ * warning (the default), info or debug; processes with raised privileges ignore it
+ * (secure_getenv(3)).
  * Any thread, but not while another logs. */
 UM_API void um_log_set(int level, um_log_fn fn, void *arg);
 

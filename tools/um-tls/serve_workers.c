@@ -132,6 +132,8 @@ static void ask_to_drain(server *s) {
 
 static void drain(serve_worker *w, um_tls_listener *listener) {
   int64_t patience = w->server->options.drain_timeout;
+  /* Who connects now is refused at once, and a successor may have the port already. */
+  shutdown(w->fd, SHUT_RDWR);
   if (um_tls_listener_stop(listener, um_after(patience)))
     say("connections still busy after %g seconds were cut", (double)patience / 1000);
 }
