@@ -16,6 +16,7 @@
 
 #define CLOSE_TIME (5 * UM_SECOND)
 #define RETRY_TIME (10 * UM_MS)
+#define LISTEN_QUEUE 4096u /* what the kernel holds of a listening socket: its somaxconn */
 
 typedef struct served {
   um_tls *tls;
@@ -418,6 +419,11 @@ static int given_up(int error) {
   return error;
 }
 
+/* Near the cap what the kernel has queued would not fit. */
+static bool is_near_cap(const um_tls_listener *l) {
+  return l->config.max_connections - l->stats.open <= LISTEN_QUEUE;
+}
+
 static int accept_loop(void *argument) {
   um_tls_listener *l = argument;
   while (!l->stopping) {
@@ -427,6 +433,7 @@ static int accept_loop(void *argument) {
       um__waitq_wait(&l->below_cap, UM_FOREVER);
       continue;
     }
+    um__acceptor_singly(l->acceptor, is_near_cap(l));
     int result = um_acceptor_next(l->acceptor, UM_FOREVER);
     if (result >= 0) accepted(l, result);
     else if (result != -ECANCELED) return given_up(result);

@@ -94,7 +94,8 @@ UM_API int um_acceptor_create(um_acceptor **out, int fd);
  * time (UM_EREENTRANT). */
 UM_API int um_acceptor_next(um_acceptor *acceptor, um_time deadline);
 /* Leaves further connections in the kernel's queue until the next call of
- * um_acceptor_next(). A few already on their way may still be accepted and kept. */
+ * um_acceptor_next(). Those already on their way may still be accepted and kept: at most what
+ * the listening socket's queue holds. */
 UM_API void um_acceptor_pause(um_acceptor *acceptor);
 /* Stops accepting and closes what was accepted and not taken. From a fiber.
  * Then the kernel's queue is the caller's again. */

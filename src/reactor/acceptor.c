@@ -1,5 +1,6 @@
 /* Accepting with one multishot operation, with back-off while descriptors or
- * memory are short. */
+ * memory are short. The kernel answers it with all that is in the listening socket's queue, however
+ * many: who must not have so many accepts one at a time. */
 #include "alloc.h"
 #include "../log.h"
 #include "reactor.h"
@@ -25,7 +26,7 @@ struct um_acceptor {
   int error;                     /* for the next call */
   um_time backoff;
   struct um_timer retry;         /* set: backing off */
-  bool poll_first;
+  bool poll_first, singly;
 };
 
 static void arm(um_acceptor *a);
@@ -116,7 +117,7 @@ static void accept_polled(um_op *op, const um_completion *completion) {
 static void arm(um_acceptor *a) {
   bool backing_off = a->retry.deadline != UM_FOREVER;
   if (a->op || a->closer || backing_off || a->last - a->first >= ENOUGH) return;
-  bool multi = a->reactor->capabilities & UM_CAN_ACCEPT_MULTI;
+  bool multi = !a->singly && a->reactor->capabilities & UM_CAN_ACCEPT_MULTI;
   enum um_op_code code = a->poll_first ? UM_OP_POLL : multi ? UM_OP_ACCEPT_MULTI : UM_OP_ACCEPT;
   um_op *op = um__op_new(a->reactor, code, a->listen_fd);
   if (!op) {
@@ -173,6 +174,11 @@ int um_acceptor_next(um_acceptor *a, um_time deadline) {
 
 void um_acceptor_pause(um_acceptor *a) {
   if (a->op) um__op_cancel(a->op);
+}
+
+void um__acceptor_singly(um_acceptor *a, bool singly) {
+  if (singly && !a->singly) um_acceptor_pause(a); /* the next call arms it again */
+  a->singly = singly;
 }
 
 void um_acceptor_destroy(um_acceptor *a) {

@@ -142,6 +142,11 @@ void um__posts_discard(um_reactor *reactor);
 /* Waits until no thread is in the middle of a post. */
 void um__posts_leave(um_reactor *reactor);
 
+/* ---- listening (acceptor.c) ---- */
+struct um_acceptor;
+/* Whether further connections are accepted one at a time, when they are asked for. */
+void um__acceptor_singly(struct um_acceptor *acceptor, bool singly);
+
 /* ---- loop (reactor.c) ---- */
 /* One look at the ring without running tasks, for drains outside fibers. */
 int um__reactor_pump(um_reactor *reactor);
