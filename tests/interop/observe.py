@@ -123,6 +123,34 @@ class Metrics(Case):
             server.process.terminate()
             self.assertEqual(server.wait(), 0)
 
+    def test_many_scrapes_at_once(self):
+        """All are answered, and none waits for a copy that another one took."""
+        server = self.serve("--echo", "--threads", "4")
+        address = ("127.0.0.1", int(server.metrics.group(2)))
+        for _ in range(5):
+            with contextlib.ExitStack() as stack:
+                scrapes = [stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+                           for _ in range(100)]
+                for plain in scrapes:
+                    plain.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                for plain in scrapes:
+                    self.assertIn(b" 200 OK", receive_all(plain)[:20])
+
+    def test_slow_scrapers_take_no_descriptors(self):
+        """32 at a time are let in, for five seconds; who is served does not notice."""
+        server = self.serve("--echo")
+        self.echoes(server.port)
+        before = server.descriptors()
+        with contextlib.ExitStack() as stack:
+            for _ in range(300):
+                slow = socket.create_connection(("127.0.0.1", int(server.metrics.group(2))))
+                stack.enter_context(slow).sendall(b"GET /met")
+            wait_until(lambda: server.descriptors() > before, "the first is let in")
+            for _ in range(5):
+                self.echoes(server.port)
+                self.assertLessEqual(server.descriptors(), before + 32 + 1)
+        self.scrape(server)
+
     def test_port_in_use(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             certificate, key = pair("server")

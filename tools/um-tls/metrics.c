@@ -9,7 +9,9 @@
 #include <sys/socket.h>
 
 #define SCRAPE_MS 5000
+#define RETRY_MS 100
 #define HEAD_LIMIT 4096
+#define SCRAPES_MOST 32 /* at a time; more wait in the kernel's queue */
 
 typedef struct metric {
   const char *name, *help;
@@ -65,8 +67,15 @@ static const metric metrics[] = {
   REACTOR(squeezed, "Times the reactor's totals made a connection's limit small."),
 };
 
-typedef struct scrape {
+typedef struct exporter {
   const metrics_source *source;
+  um_group scrapes;
+  um_semaphore room;
+  um_mutex sampling; /* one at a time: a source has one place for what it is told */
+} exporter;
+
+typedef struct scrape {
+  exporter *exporter;
   int fd;
 } scrape;
 
@@ -103,17 +112,16 @@ static void print_histogram(FILE *out, const char *name, const char *help, size_
     print_buckets(out, name, i, (const um_histogram *)((const char *)&samples[i] + offset));
 }
 
-static void print_all(FILE *out, const metrics_source *source, metrics_sample *samples) {
-  for (unsigned i = 0; i < source->count; i++) source->sample(source->arg, i, &samples[i]);
+static void print_all(FILE *out, const metrics_sample *samples, unsigned count) {
   fprintf(out, "# HELP bio_uring_info Version of the library, and how it talks to the kernel.\n"
           "# TYPE bio_uring_info gauge\nbio_uring_info{version=\"%s\",backend=\"%s\"} 1\n",
           um_version(), um_reactor_backend(um_reactor_current()));
   for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++)
-    print_metric(out, &metrics[i], samples, source->count);
+    print_metric(out, &metrics[i], samples, count);
   print_histogram(out, "reactor_busy_seconds", "Between a look at the kernel and the next sleep.",
-                  offsetof(metrics_sample, histograms.busy), samples, source->count);
+                  offsetof(metrics_sample, histograms.busy), samples, count);
   print_histogram(out, "tls_handshake_seconds", "From accepting to the end of the handshake.",
-                  offsetof(metrics_sample, histograms.handshake), samples, source->count);
+                  offsetof(metrics_sample, histograms.handshake), samples, count);
 }
 
 /* ---- a scrape ---- */
@@ -132,12 +140,21 @@ static void refuse(int fd, int status, um_time deadline) {
   reply(fd, status, "text/plain", body, sizeof body - 1, deadline);
 }
 
+static bool take_samples(exporter *e, metrics_sample *samples, um_time deadline) {
+  if (um_mutex_lock(&e->sampling, deadline) < 0) return false;
+  for (unsigned i = 0; i < e->source->count; i++) e->source->sample(e->source->arg, i, &samples[i]);
+  um_mutex_unlock(&e->sampling);
+  return true;
+}
+
 static void show(const scrape *s, um_time deadline) {
   char *text = NULL;
   size_t length = 0;
-  metrics_sample *samples = calloc(s->source->count, sizeof *samples);
-  FILE *out = samples ? open_memstream(&text, &length) : NULL;
-  if (out) print_all(out, s->source, samples);
+  unsigned count = s->exporter->source->count;
+  metrics_sample *samples = calloc(count, sizeof *samples);
+  bool taken = samples && take_samples(s->exporter, samples, deadline);
+  FILE *out = taken ? open_memstream(&text, &length) : NULL;
+  if (out) print_all(out, samples, count);
   if (out && fclose(out) == 0)
     reply(s->fd, 200, "text/plain; version=0.0.4; charset=utf-8", text, length, deadline);
   free(text);
@@ -155,6 +172,12 @@ static int read_head(int fd, char *head, http_request *request, um_time deadline
   return http_parse(head, length, request);
 }
 
+static void end(scrape *s) {
+  um_close(s->fd);
+  um_semaphore_release(&s->exporter->room);
+  free(s);
+}
+
 static int answer(void *arg) {
   scrape *s = arg;
   char head[HEAD_LIMIT];
@@ -166,31 +189,42 @@ static int answer(void *arg) {
   else if (status == 0 && !http_slice_is(request.target, "/metrics")) refuse(s->fd, 404, deadline);
   else if (status == 0) show(s, deadline);
   um_shutdown(s->fd, SHUT_WR, deadline);
-  um_close(s->fd);
-  free(s);
+  end(s);
   return 0;
 }
 
-static int start(um_group *scrapes, const metrics_source *source, int fd) {
-  scrape *s = malloc(sizeof *s);
+static void start(exporter *e, int fd) {
   um_fiber_options options = {.name = "metrics"};
-  if (s) *s = (scrape){source, fd};
-  int result = s ? um_group_spawn(scrapes, answer, s, &options) : -ENOMEM;
-  if (result == 0) return 0;
+  scrape *s = malloc(sizeof *s);
+  if (s) *s = (scrape){e, fd};
+  if (s && um_group_spawn(&e->scrapes, answer, s, &options) == 0) return;
   free(s);
   um_close(fd);
-  return result;
+  um_semaphore_release(&e->room);
+}
+
+/* Not with an acceptor, which takes what the kernel has queued, room or not. */
+static void accept_scrapes(exporter *e, int listen_fd) {
+  int result = 0;
+  while (result != -ECANCELED) {
+    if ((result = um_semaphore_acquire(&e->room, UM_FOREVER)) < 0) continue;
+    result = um_accept(listen_fd, NULL, NULL, SOCK_CLOEXEC, UM_FOREVER);
+    if (result >= 0) {
+      start(e, result);
+      continue;
+    }
+    um_semaphore_release(&e->room);
+    /* Out of descriptors, for example. */
+    if (result != -ECANCELED) result = um_fiber_sleep(um_after(RETRY_MS));
+  }
 }
 
 int metrics_serve(int listen_fd, const metrics_source *source) {
-  um_group scrapes;
-  um_acceptor *acceptor;
-  um_group_init(&scrapes);
-  int result = um_acceptor_create(&acceptor, listen_fd);
-  if (result < 0) return result;
-  while ((result = um_acceptor_next(acceptor, UM_FOREVER)) >= 0) start(&scrapes, source, result);
-  um_acceptor_destroy(acceptor);
-  um_group_cancel(&scrapes);
-  um_group_join(&scrapes, UM_FOREVER);
-  return result == -ECANCELED ? 0 : result;
+  exporter e = {.source = source};
+  um_group_init(&e.scrapes);
+  um_semaphore_init(&e.room, SCRAPES_MOST);
+  um_mutex_init(&e.sampling);
+  accept_scrapes(&e, listen_fd);
+  um_group_cancel(&e.scrapes);
+  return um_group_join(&e.scrapes, UM_FOREVER);
 }
