@@ -3,7 +3,6 @@
 #include "reactor/alloc.h"
 
 #include <openssl/err.h>
-#include <stdlib.h>
 
 #define MOST 16 /* the depth of OpenSSL's own queue */
 

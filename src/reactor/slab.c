@@ -3,7 +3,6 @@
 #include "alloc.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 

@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #ifdef UM_ASAN
 #include <sanitizer/asan_interface.h>

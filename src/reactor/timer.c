@@ -8,7 +8,6 @@
 #include "alloc.h"
 #include "reactor.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static void place(um_reactor *r, unsigned index, struct um_timer *timer) {
