@@ -47,13 +47,6 @@ static int write_all(um_tls *tls, const char *bytes, size_t length, um_time dead
   return result;
 }
 
-/* Bytes that were taken are reported; what stopped it is found again next time. */
-static ssize_t outcome(size_t done, int result) {
-  if (result == 0 || !done) return result < 0 ? result : (ssize_t)done;
-  if (result == -ECANCELED) um__task()->cancel_pending = 1;
-  return (ssize_t)done;
-}
-
 static int enter_write(um_tls *tls, um_time deadline) {
   int result = um__tls_enter(tls);
   if (result < 0) return result;
@@ -101,7 +94,7 @@ ssize_t um_tls_writev(um_tls *tls, const struct iovec *iov, int count, um_time d
   result = count == 1 ? write_all(tls, iov->iov_base, iov->iov_len, deadline, &done)
                       : write_vector(tls, iov, count, deadline, &done);
   leave_write(tls);
-  return outcome(done, result);
+  return um__outcome(done, result);
 }
 
 ssize_t um_tls_write(um_tls *tls, const void *buffer, size_t length, um_time deadline) {

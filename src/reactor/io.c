@@ -50,13 +50,6 @@ ssize_t um_recv(int fd, void *buffer, size_t length, int flags, um_time deadline
   return result;
 }
 
-/* What a transfer that stopped early reports: the bytes, and the reason next time. */
-static ssize_t short_count(size_t done, int result) {
-  if (!done) return result;
-  if (result == -ECANCELED) um__task()->cancel_pending = 1;
-  return (ssize_t)done;
-}
-
 ssize_t um_send(int fd, const void *buffer, size_t length, int flags, um_time deadline) {
   size_t done = 0;
   int result = 0;
@@ -65,7 +58,7 @@ ssize_t um_send(int fd, const void *buffer, size_t length, int flags, um_time de
                       flags | MSG_NOSIGNAL | MSG_WAITALL, deadline);
     if (result > 0) done += (size_t)result;
   } while (again(&result, fd, POLLOUT, flags, deadline) || (result > 0 && done < length));
-  return result < 0 ? short_count(done, result) : (ssize_t)done;
+  return um__outcome(done, result);
 }
 
 /* Drops the first `done` bytes of a vector, in place. */
@@ -95,7 +88,7 @@ static ssize_t send_vector(int fd, struct msghdr *rest, int flags, um_time deadl
     rest->msg_control = NULL; /* ancillary data goes with the first byte */
     rest->msg_controllen = 0;
   } while (again(&result, fd, POLLOUT, flags, deadline) || (result > 0 && done < length));
-  return result < 0 ? short_count(done, result) : (ssize_t)done;
+  return um__outcome(done, result);
 }
 
 /* The vector is copied: resuming after a short send changes it. */
@@ -165,17 +158,11 @@ ssize_t um_write(int fd, const void *buffer, size_t length, int64_t offset, um_t
                        offset < 0 ? -1 : offset + (int64_t)done, deadline);
     if (result > 0) done += (size_t)result;
   } while (again(&result, fd, POLLOUT, 0, deadline) || (result > 0 && done < length));
-  return result < 0 ? short_count(done, result) : (ssize_t)done;
+  return um__outcome(done, result);
 }
 
 int um_openat(int directory, const char *path, int flags, mode_t mode, um_time deadline) {
-  int error;
-  um_op *op = prepare(UM_OP_OPENAT, directory, &error);
-  if (!op) return error;
-  op->address = (void *)(uintptr_t)path;
-  op->flags = (unsigned)flags;
-  op->length = mode;
-  return um__await(op, deadline);
+  return transfer(UM_OP_OPENAT, directory, path, mode, flags, deadline);
 }
 
 ssize_t um_splice(int from, int64_t from_offset, int to, int64_t to_offset, size_t length,
@@ -227,7 +214,7 @@ int um_close(int fd) {
   return result;
 }
 
-/* ---- processes and futexes ---- */
+/* ---- processes and futexes, whose values go where offsets do ---- */
 
 /* Kernels before 6.7, or no io_uring: a pidfd becomes readable when the process ends. */
 static int waitid_by_pidfd(id_t id, siginfo_t *info, int options, um_time deadline) {
@@ -251,19 +238,10 @@ int um_waitid(idtype_t type, id_t id, siginfo_t *info, int options, um_time dead
   return result;
 }
 
-static int futex(enum um_op_code code, uint32_t *word, uint64_t value, um_time deadline) {
-  int error;
-  um_op *op = prepare(code, -1, &error);
-  if (!op) return error;
-  op->address = word;
-  op->offset = value;
-  return um__await(op, deadline);
-}
-
 int um_futex_wait(uint32_t *word, uint32_t expected, um_time deadline) {
-  return futex(UM_OP_FUTEX_WAIT, word, expected, deadline);
+  return at_offset(UM_OP_FUTEX_WAIT, -1, word, 0, expected, deadline);
 }
 
 int um_futex_wake(uint32_t *word, int count) {
-  return futex(UM_OP_FUTEX_WAKE, word, (uint64_t)count, UM_FOREVER);
+  return at_offset(UM_OP_FUTEX_WAKE, -1, word, 0, count, UM_FOREVER);
 }

@@ -101,8 +101,6 @@ int um__reactor_check(const um_reactor *reactor);
 bool um__reactor_forked(const um_reactor *reactor); /* from any thread */
 
 /* ---- tasks (task.c) ---- */
-void um__task_queue_push(um_task_queue *queue, um_task *task);
-um_task *um__task_queue_pop(um_task_queue *queue);
 /* Makes a parked task runnable, with what um__park() is to return. */
 void um__task_wake(um_task *task, int reason);
 /* The same for long work: when there is nothing short to do. */
@@ -124,6 +122,13 @@ void um__task_resume(um_reactor *reactor, um_task *task);
 int um__group_run(um_group *group, um_fiber_fn fn, void *arg);
 /* The task that may wait here, or NULL: none, or on the shared stack. */
 um_task *um__task(void);
+/* What a transfer reports that ended with `result`: the bytes it moved before, if there were
+ * any; what stopped it is found again next time. */
+static inline ssize_t um__outcome(size_t done, int result) {
+  if (!done && result < 0) return result;
+  if (result == -ECANCELED) um__task()->cancel_pending = 1;
+  return (ssize_t)done;
+}
 void um__tasks_run(um_reactor *reactor);
 
 /* ---- timers (timer.c) ---- */

@@ -1,14 +1,14 @@
 /* Tasks: parking, waking and running, whatever kind of fiber is behind them. */
 #include "reactor.h"
 
-void um__task_queue_push(um_task_queue *queue, um_task *task) {
+static void queue_push(um_task_queue *queue, um_task *task) {
   task->next = NULL;
   if (queue->last) queue->last->next = task;
   else queue->first = task;
   queue->last = task;
 }
 
-um_task *um__task_queue_pop(um_task_queue *queue) {
+static um_task *queue_pop(um_task_queue *queue) {
   um_task *task = queue->first;
   if (!task) return NULL;
   queue->first = task->next;
@@ -51,7 +51,7 @@ void um__task_wake(um_task *task, int reason) {
   task->wake_reason = reason;
   task->state = UM_TASK_READY;
   task->since = task->reactor->looked;
-  um__task_queue_push(&task->reactor->ready, task);
+  queue_push(&task->reactor->ready, task);
 }
 
 void um_task_wake(um_task *task) { um__task_wake(task, 0); }
@@ -60,7 +60,7 @@ void um__task_wake_for_share(um_task *task) {
   if (task->state != UM_TASK_PARKED && task->state != UM_TASK_NEW) return;
   task->state = UM_TASK_READY;
   task->since = task->reactor->looked;
-  um__task_queue_push(&task->reactor->shares, task);
+  queue_push(&task->reactor->shares, task);
 }
 
 void um_task_cancel(um_task *task) {
@@ -92,7 +92,7 @@ static int take_reason(um_task *task, int host_result) {
 static int park_in(um_reactor *r, um_task *task, um_task_queue *queue) {
   if (queue) {
     task->state = UM_TASK_READY;
-    um__task_queue_push(queue, task);
+    queue_push(queue, task);
   } else {
     task->state = UM_TASK_PARKED;
   }
@@ -149,7 +149,7 @@ static bool run_ready(um_reactor *r) {
   queue_append(&r->ready, &r->yielded);
   bool any = r->ready.first != NULL;
   for (unsigned left = r->config.max_switches; left; left--) {
-    um_task *task = um__task_queue_pop(&r->ready);
+    um_task *task = queue_pop(&r->ready);
     if (!task) break;
     um__task_resume(r, task);
     if (unlikely(um__reactor_forked(r))) break; /* the others are the parent's to run */
@@ -160,14 +160,14 @@ static bool run_ready(um_reactor *r) {
 /* Of those that used up their turn one goes at a time, so that a peer that keeps its
  * connection busy delays the others by one turn, not by all. */
 static void run_turn(um_reactor *r) {
-  um_task *task = um__task_queue_pop(&r->turns);
+  um_task *task = queue_pop(&r->turns);
   if (task) um__task_resume(r, task);
 }
 
 static void run_shares(um_reactor *r) {
   um_task_queue shares = r->shares;
   r->shares = (um_task_queue){NULL, NULL};
-  for (um_task *task; !um__reactor_forked(r) && (task = um__task_queue_pop(&shares));)
+  for (um_task *task; !um__reactor_forked(r) && (task = queue_pop(&shares));)
     um__task_resume(r, task);
 }
 
