@@ -450,7 +450,6 @@ static void listener_free(um_tls_listener *l) {
   um__timer_unreserve(l->reactor);
   um_acceptor_destroy(l->acceptor);
   SSL_CTX_free(l->config.ctx);
-  um__peers_free(&l->peers);
   um__free(l);
 }
 
