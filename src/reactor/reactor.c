@@ -370,27 +370,17 @@ int um_reactor_fd(um_reactor *r) {
   return result < 0 ? result : r->backend->pollable(r);
 }
 
-typedef struct main_call {
-  int (*main)(void *);
-  void *arg;
-  int result;
-} main_call;
-
-static int run_main(void *argument) {
-  main_call *call = argument;
-  call->result = call->main(call->arg);
-  return call->result;
-}
-
 int um_run(int (*main)(void *arg), void *arg) {
   um_reactor *r;
+  um_fiber *fiber;
   um_error error;
+  int ended = 0;
   if (thread_reactor) return UM_EREENTRANT;
   int result = um_reactor_create(&r, NULL, &error);
   if (result < 0) return result;
-  main_call call = {main, arg, 0};
-  result = um_fiber_spawn(r, NULL, run_main, &call, NULL);
+  result = um_fiber_spawn(r, &fiber, main, arg, NULL);
   if (result == 0) result = um_reactor_run(r);
+  if (result == 0) um_fiber_join(fiber, &ended, 0); /* unless it was stopped before */
   um_reactor_destroy(r);
-  return result < 0 ? result : call.result;
+  return result < 0 ? result : ended;
 }
