@@ -26,21 +26,19 @@
 #define WAKE_FD (-1)        /* events of no watch */
 #define TIMER_FD (-2)
 
-typedef struct op_queue {
-  um_op *first, **end; /* empty while first is NULL */
-} op_queue;
+STAILQ_HEAD(op_queue, um_op);
 
 typedef struct watch {
-  op_queue waiting;
+  struct op_queue waiting;
   uint32_t armed;      /* what epoll tells us of; 0: nothing */
   bool known;          /* epoll most likely has an entry */
 } watch;
 
 typedef struct poller {
   int epoll_fd, wake_fd, timer_fd;
-  op_queue fresh;      /* submitted, not tried yet */
-  op_queue timed;      /* wait for op->timeout */
-  um_op *cancels, **cancels_end;
+  struct op_queue fresh; /* submitted, not tried yet */
+  struct op_queue timed; /* wait for op->timeout */
+  struct op_queue cancels;
   unsigned unsubmitted; /* fresh and cancels, for other threads to read */
   watch **chunks;      /* by descriptor */
   unsigned chunk_count;
@@ -53,29 +51,16 @@ typedef struct poller {
 
 static poller *state(const um_reactor *r) { return r->backend_state; }
 
-static void queue_push(op_queue *queue, um_op *op) {
-  if (!queue->first) queue->end = &queue->first;
-  op->next = NULL;
-  *queue->end = op;
-  queue->end = &op->next;
-}
-
-static void queue_unlink(op_queue *queue, um_op **link) {
-  um_op *op = *link;
-  *link = op->next;
-  if (queue->end == &op->next) queue->end = link;
-}
-
-static void queue_remove(op_queue *queue, um_op *op) {
-  um_op **link = &queue->first;
-  while (*link && *link != op) link = &(*link)->next;
-  if (*link) queue_unlink(queue, link);
-}
-
 /* ---- watches ---- */
 
 static watch *find_watch(poller *p, int fd) {
   return &p->chunks[(unsigned)fd / CHUNK][(unsigned)fd % CHUNK];
+}
+
+static watch *new_chunk(void) {
+  watch *chunk = um__alloc(CHUNK * sizeof *chunk);
+  for (unsigned i = 0; chunk && i < CHUNK; i++) STAILQ_INIT(&chunk[i].waiting);
+  return chunk;
 }
 
 /* Chunks stay where they are: watches are pointed to while the table grows. */
@@ -90,17 +75,18 @@ static int make_watch(poller *p, int fd) {
     p->chunks = grown;
     p->chunk_count = count;
   }
-  if (!p->chunks[chunk]) p->chunks[chunk] = um__alloc(CHUNK * sizeof(watch));
+  if (!p->chunks[chunk]) p->chunks[chunk] = new_chunk();
   return p->chunks[chunk] ? 0 : -ENOMEM;
 }
 
 static uint32_t wanted_events(const watch *w) {
   uint32_t events = 0, once = EPOLLONESHOT;
-  for (const um_op *op = w->waiting.first; op; op = op->next) {
+  const um_op *op;
+  STAILQ_FOREACH(op, &w->waiting, link) {
     events |= op->wait_events;
     if (op->code == UM_OP_RECV_MULTI || op->code == UM_OP_ACCEPT_MULTI) once = 0;
   }
-  return w->waiting.first ? events | once : 0;
+  return STAILQ_EMPTY(&w->waiting) ? 0 : events | once;
 }
 
 /* Tells epoll what the queue wants. The number may belong to another file by now than when
@@ -161,13 +147,14 @@ static enum um_outcome try(um_reactor *r, um_op *op, um_completion *c) {
 
 static void set_timer(poller *p) {
   struct itimerspec when = {0};
-  for (const um_op *op = p->timed.first; op; op = op->next) {
+  const um_op *op, *first = STAILQ_FIRST(&p->timed);
+  STAILQ_FOREACH(op, &p->timed, link) {
     struct timespec at = {op->timeout.tv_sec, op->timeout.tv_nsec};
     bool earlier = at.tv_sec < when.it_value.tv_sec ||
                    (at.tv_sec == when.it_value.tv_sec && at.tv_nsec < when.it_value.tv_nsec);
-    if (op == p->timed.first || earlier) when.it_value = at;
+    if (op == first || earlier) when.it_value = at;
   }
-  if (p->timed.first && !when.it_value.tv_sec && !when.it_value.tv_nsec) when.it_value.tv_nsec = 1;
+  if (first && !when.it_value.tv_sec && !when.it_value.tv_nsec) when.it_value.tv_nsec = 1;
   timerfd_settime(p->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
@@ -176,7 +163,7 @@ static int wait_for(um_reactor *r, um_op *op) {
   poller *p = state(r);
   if (op->wait_fd < 0) {
     op->stage = UM_STAGE_TIMED;
-    queue_push(&p->timed, op);
+    STAILQ_INSERT_TAIL(&p->timed, op, link);
     set_timer(p);
     return 0;
   }
@@ -184,11 +171,11 @@ static int wait_for(um_reactor *r, um_op *op) {
   if (result < 0) return result;
   watch *w = find_watch(p, op->wait_fd);
   op->stage = UM_STAGE_WAITING;
-  queue_push(&w->waiting, op);
+  STAILQ_INSERT_TAIL(&w->waiting, op, link);
   result = watch_update(p, op->wait_fd, w);
   if (result == 0) return 0;
   op->stage = UM_STAGE_NONE;
-  queue_remove(&w->waiting, op);
+  STAILQ_REMOVE(&w->waiting, op, um_op, link);
   return result;
 }
 
@@ -213,15 +200,15 @@ static void begin(um_reactor *r, um_op *op) {
 
 static void try_later(poller *p, um_op *op) {
   op->stage = UM_STAGE_FRESH;
-  queue_push(&p->fresh, op);
+  STAILQ_INSERT_TAIL(&p->fresh, op, link);
   __atomic_store_n(&p->unsubmitted, p->unsubmitted + 1, __ATOMIC_RELAXED);
 }
 
 /* What epoll does not take (any more) is tried once more and hears why. */
 static void rearm(poller *p, int fd, watch *w) {
   if (watch_update(p, fd, w) == 0) return;
-  for (um_op *op; (op = w->waiting.first);) {
-    queue_unlink(&w->waiting, &w->waiting.first);
+  for (um_op *op; (op = STAILQ_FIRST(&w->waiting));) {
+    STAILQ_REMOVE_HEAD(&w->waiting, link);
     try_later(p, op);
   }
 }
@@ -233,19 +220,19 @@ static void serve(um_reactor *r, int fd) {
   poller *p = state(r);
   watch *w = find_watch(p, fd);
   if (w->armed & EPOLLONESHOT) w->armed = 0;
-  for (um_op **link = &w->waiting.first, *op; (op = *link);) {
+  for (um_op *op = STAILQ_FIRST(&w->waiting), *next; op; op = next) {
     um_completion c;
     bool moves_on = op->code == UM_OP_SPLICE;
     enum um_outcome outcome = moves_on ? UM_ENDED : try(r, op, &c);
+    next = outcome == UM_AGAIN ? op : STAILQ_NEXT(op, link);
     if (outcome == UM_ENDED) {
-      queue_unlink(&w->waiting, link);
+      STAILQ_REMOVE(&w->waiting, op, um_op, link);
       watch_update(p, fd, w);
     }
     if (moves_on) try_later(p, op);
     else if (outcome != UM_WAITS) deliver(r, op, &c, outcome);
     if (um__reactor_forked(r)) return; /* descriptors are the parent's business */
-    if (outcome == UM_WAITS || outcome == UM_LATER || (outcome == UM_AGAIN && op->cancelling))
-      link = &op->next;
+    if (next == op && op->cancelling) next = STAILQ_NEXT(op, link);
   }
   rearm(p, fd, w);
 }
@@ -259,10 +246,7 @@ static int epoll_submit(um_reactor *r, um_op *op) {
 
 static int epoll_cancel(um_reactor *r, um_op *op) {
   poller *p = state(r);
-  if (!p->cancels) p->cancels_end = &p->cancels;
-  op->next_cancel = NULL;
-  *p->cancels_end = op;
-  p->cancels_end = &op->next_cancel;
+  STAILQ_INSERT_TAIL(&p->cancels, op, cancel_link);
   __atomic_store_n(&p->unsubmitted, p->unsubmitted + 1, __ATOMIC_RELAXED);
   return 0;
 }
@@ -276,13 +260,13 @@ static int cancelled_result(const um_op *op) {
 static void end_cancelled(um_reactor *r, um_op *op) {
   poller *p = state(r);
   if (op->stage == UM_STAGE_FRESH) {
-    queue_remove(&p->fresh, op);
+    STAILQ_REMOVE(&p->fresh, op, um_op, link);
   } else if (op->stage == UM_STAGE_TIMED) {
-    queue_remove(&p->timed, op);
+    STAILQ_REMOVE(&p->timed, op, um_op, link);
     set_timer(p);
   } else if (op->stage == UM_STAGE_WAITING) {
     watch *w = find_watch(p, op->wait_fd);
-    queue_remove(&w->waiting, op);
+    STAILQ_REMOVE(&w->waiting, op, um_op, link);
     rearm(p, op->wait_fd, w);
   }
   um_completion c = {.result = cancelled_result(op)};
@@ -290,10 +274,10 @@ static void end_cancelled(um_reactor *r, um_op *op) {
 }
 
 static void run_cancels(um_reactor *r) {
-  um_op *op = state(r)->cancels, *next;
-  state(r)->cancels = NULL;
-  for (; op && !um__reactor_forked(r); op = next) {
-    next = op->next_cancel;
+  struct op_queue taken = STAILQ_HEAD_INITIALIZER(taken);
+  STAILQ_CONCAT(&taken, &state(r)->cancels);
+  for (um_op *op; !um__reactor_forked(r) && (op = STAILQ_FIRST(&taken));) {
+    STAILQ_REMOVE_HEAD(&taken, cancel_link);
     uint64_t user_data = um__op_user_data(op) | UM_USER_DATA_CANCEL;
     bool late = !op->in_kernel || op->stage == UM_STAGE_WORKING; /* its own end comes */
     if (!late) end_cancelled(r, op);
@@ -303,11 +287,11 @@ static void run_cancels(um_reactor *r) {
 }
 
 /* What is submitted meanwhile is for the next round. */
-static void run_queue(um_reactor *r, op_queue *queue) {
-  um_op *op = queue->first, *next;
-  queue->first = NULL;
-  for (; op && !um__reactor_forked(r); op = next) {
-    next = op->next;
+static void run_queue(um_reactor *r, struct op_queue *queue) {
+  struct op_queue taken = STAILQ_HEAD_INITIALIZER(taken);
+  STAILQ_CONCAT(&taken, queue);
+  for (um_op *op; !um__reactor_forked(r) && (op = STAILQ_FIRST(&taken));) {
+    STAILQ_REMOVE_HEAD(&taken, link);
     begin(r, op);
   }
 }
@@ -466,6 +450,9 @@ static int make_buffers(um_reactor *r) {
 int um__epoll_open(um_reactor *r, um_error *error) {
   poller *p = um__alloc(sizeof *p);
   if (!p) return um__fail(error, -ENOMEM, "no memory for the epoll backend");
+  STAILQ_INIT(&p->fresh);
+  STAILQ_INIT(&p->timed);
+  STAILQ_INIT(&p->cancels);
   p->epoll_fd = p->wake_fd = p->timer_fd = -1;
   r->backend = &epoll_backend;
   r->backend_state = p;

@@ -13,6 +13,7 @@
 #include <linux/time_types.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 enum um_op_code {
   UM_OP_RECV,         /* address, length, flags; or a provided buffer when address is NULL */
@@ -66,13 +67,16 @@ struct um_op {
   bool in_kernel;    /* the last completion has not been seen */
   bool cancelling;   /* the cancellation's completion has not been seen */
   bool released;     /* its owner is through with it */
-  um_op *next;       /* free list; or a queue of the epoll backend */
+  union {
+    um_op *next;     /* free list */
+    STAILQ_ENTRY(um_op) link; /* a queue of the epoll backend */
+  };
 
   /* The epoll backend's, while it has the operation: */
   uint8_t stage;
   int wait_fd;
   uint32_t wait_events;
-  um_op *next_cancel;
+  STAILQ_ENTRY(um_op) cancel_link;
 };
 
 /* Room for a first operation. 0 or -ENOMEM. */
