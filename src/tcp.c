@@ -2,7 +2,7 @@
  * listening. */
 #include "error.h"
 #include "reactor/alloc.h"
-#include "reactor/reactor.h"
+#include "reactor/worker.h"
 
 #include <bio_uring/io.h>
 #include <bio_uring/sync.h>
@@ -59,15 +59,10 @@ static void *lookup_run(void *argument) {
 }
 
 static int start_thread(lookup *l) {
-  pthread_t thread;
-  pthread_attr_t attributes;
-  if (pthread_attr_init(&attributes)) return -ENOMEM;
-  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   atomic_fetch_add(&l->references, 1);
-  int error = pthread_create(&thread, &attributes, lookup_run, l);
-  pthread_attr_destroy(&attributes);
-  if (error) lookup_release(l);
-  return -error;
+  int result = um__thread_start(lookup_run, l, 0);
+  if (result < 0) lookup_release(l);
+  return result;
 }
 
 static lookup *lookup_new(const char *host, const char *port) {

@@ -14,13 +14,14 @@ static struct {
   pthread_mutex_t lock;
   pthread_cond_t wanted; /* something was queued */
   pthread_cond_t quiet;  /* a thread has ended its work */
-  um__work *first, *last;
+  STAILQ_HEAD(, um__work) works;
   unsigned queued, threads, idle, most;
 } pool;
 
 static void set_up(void) {
   pthread_condattr_t monotonic;
   cpu_set_t processors;
+  STAILQ_INIT(&pool.works);
   pthread_mutex_init(&pool.lock, NULL);
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -38,7 +39,6 @@ static void after_fork(void) { pthread_mutex_unlock(&pool.lock); }
 
 /* The child has the pool's memory but none of its threads, and reactors it must not use. */
 static void forked(void) {
-  pool.first = pool.last = NULL;
   pool.queued = pool.threads = pool.idle = 0;
   set_up();
 }
@@ -47,7 +47,7 @@ static void forked(void) {
  * what running work still uses. */
 static void finish(void) {
   pthread_mutex_lock(&pool.lock);
-  pool.first = pool.last = NULL;
+  STAILQ_INIT(&pool.works);
   pool.queued = 0;
   pool.most = 0;
   while (pool.threads > pool.idle) pthread_cond_wait(&pool.quiet, &pool.lock);
@@ -74,8 +74,8 @@ static int ended(void *argument) {
 bool um__work_is_end(const um_post_node *node) { return node->fn == ended; }
 
 static um__work *take(void) {
-  um__work *work = pool.first;
-  pool.first = work->next;
+  um__work *work = STAILQ_FIRST(&pool.works);
+  STAILQ_REMOVE_HEAD(&pool.works, link);
   pool.queued--;
   return work;
 }
@@ -88,9 +88,9 @@ static bool wait_for_work(void) {
   pool.idle++;
   pthread_cond_signal(&pool.quiet);
   int result = 0;
-  while (!pool.first && !result) result = pthread_cond_timedwait(&pool.wanted, &pool.lock, &until);
+  while (!pool.queued && !result) result = pthread_cond_timedwait(&pool.wanted, &pool.lock, &until);
   pool.idle--;
-  return pool.first;
+  return pool.queued;
 }
 
 static void *work_on(void *argument) {
@@ -98,7 +98,7 @@ static void *work_on(void *argument) {
   pthread_setname_np(pthread_self(), "um-worker");
   if (nice(NICENESS) < 0) { /* then it competes with the reactor on equal terms */ }
   pthread_mutex_lock(&pool.lock);
-  while (pool.first || wait_for_work()) {
+  while (pool.queued || wait_for_work()) {
     um__work *work = take();
     pthread_mutex_unlock(&pool.lock);
     work->run(work);
@@ -111,16 +111,16 @@ static void *work_on(void *argument) {
   return NULL;
 }
 
-static int start_thread(void) {
+int um__thread_start(void *(*run)(void *), void *argument, size_t stack_size) {
   pthread_t thread;
   pthread_attr_t attributes;
   sigset_t all, before;
   if (pthread_attr_init(&attributes)) return -ENOMEM;
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_attr_setstacksize(&attributes, STACK_SIZE);
+  if (stack_size) pthread_attr_setstacksize(&attributes, stack_size);
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = pthread_create(&thread, &attributes, work_on, NULL);
+  int error = pthread_create(&thread, &attributes, run, argument);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   pthread_attr_destroy(&attributes);
   return -error;
@@ -131,16 +131,13 @@ static int start_thread(void) {
 /* With the lock. A thread too few is none too few as long as there is one. */
 static int provide_thread(void) {
   if (pool.queued < pool.idle || (pool.threads >= pool.most && pool.threads)) return 0;
-  int result = start_thread();
+  int result = um__thread_start(work_on, NULL, STACK_SIZE);
   if (result == 0) pool.threads++;
   return pool.threads ? 0 : result;
 }
 
 static void enqueue(um__work *work) {
-  work->next = NULL;
-  if (pool.first) pool.last->next = work;
-  else pool.first = work;
-  pool.last = work;
+  STAILQ_INSERT_TAIL(&pool.works, work, link);
   pool.queued++;
   pthread_cond_signal(&pool.wanted);
 }
