@@ -29,10 +29,13 @@ typedef struct um_backend {
   /* Not on the data path: */
   int (*start)(um_reactor *reactor);    /* first run, on the owning thread */
   int (*pollable)(um_reactor *reactor); /* descriptor readable when wait() has work */
-  int (*wake)(um_reactor *reactor, um_reactor *from); /* any thread; `from` is its reactor or NULL */
+  void (*wake)(um_reactor *reactor, um_reactor *from); /* any thread; `from` is its reactor or NULL */
   unsigned (*unsubmitted)(const um_reactor *reactor);
   void (*close)(um_reactor *reactor);
 } um_backend;
+
+/* Their wake() by an eventfd, also in a signal handler. */
+void um__wake_fd(int fd);
 
 /* Opens a backend on a reactor whose config is validated: sets backend,
  * backend_state, capabilities, supported. */

@@ -16,7 +16,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -368,13 +367,9 @@ static unsigned epoll_unsubmitted(const um_reactor *r) {
   return __atomic_load_n(&state(r)->unsubmitted, __ATOMIC_RELAXED);
 }
 
-static int epoll_wake(um_reactor *r, um_reactor *from) {
-  uint64_t one = 1;
-  int saved = errno; /* may run in a signal handler */
+static void epoll_wake(um_reactor *r, um_reactor *from) {
   (void)from;
-  int result = write(state(r)->wake_fd, &one, sizeof one) < 0 ? -errno : 0;
-  errno = saved;
-  return result;
+  um__wake_fd(state(r)->wake_fd);
 }
 
 static int epoll_pollable(um_reactor *r) { return state(r)->epoll_fd; }
@@ -392,7 +387,7 @@ static void epoll_backend_close(um_reactor *r) {
   if (p->epoll_fd >= 0) close(p->epoll_fd);
   if (p->wake_fd >= 0) close(p->wake_fd);
   if (p->timer_fd >= 0) close(p->timer_fd);
-  if (p->buffers) munmap(p->buffers, p->buffers_size);
+  if (p->buffers) um__unmap(p->buffers, p->buffers_size);
   for (unsigned i = 0; i < p->chunk_count; i++) um__free(p->chunks[i]);
   um__free(p->chunks);
   um__free(p->free_buffers);
@@ -433,12 +428,9 @@ static int make_buffers(um_reactor *r) {
   poller *p = state(r);
   unsigned count = r->config.buffer_count;
   p->buffers_size = (size_t)count * r->config.buffer_size;
-  void *memory = mmap(NULL, p->buffers_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
-  if (memory == MAP_FAILED) return -ENOMEM;
-  p->buffers = memory;
+  p->buffers = um__map(p->buffers_size);
   p->free_buffers = um__alloc_raw(count * sizeof *p->free_buffers);
-  if (!p->free_buffers) return -ENOMEM;
+  if (!p->buffers || !p->free_buffers) return -ENOMEM;
   while (p->free_count < count) {
     p->free_buffers[p->free_count] = count - 1 - p->free_count;
     p->free_count++;

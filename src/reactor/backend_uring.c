@@ -310,15 +310,6 @@ static int arm_wake(um_reactor *r) {
   return um__op_submit(op);
 }
 
-static int write_wake(int fd) {
-  uint64_t one = 1;
-  int saved = errno; /* may run in a signal handler */
-  ssize_t written = write(fd, &one, sizeof one);
-  int result = written < 0 ? -errno : 0;
-  errno = saved;
-  return result;
-}
-
 static int send_message(um_reactor *from, int ring_fd);
 
 /* A ring that has not started, or whose completion queue is full, looks at its posts before
@@ -340,11 +331,10 @@ static int send_message(um_reactor *from, int ring_fd) {
 
 /* From a fiber of another ring the message leaves with that ring's next submission:
  * no system call of its own. Outside its fibers no submission may follow. */
-static int uring_wake(um_reactor *r, um_reactor *from) {
+static void uring_wake(um_reactor *r, um_reactor *from) {
   bool message = from && from->current && from->backend == r->backend &&
                  from->supported >> UM_OP_MSG_RING & 1;
-  if (message && send_message(from, state(r)->ring.ring_fd) == 0) return 0;
-  return write_wake(state(r)->wake_fd);
+  if (!message || send_message(from, state(r)->ring.ring_fd) < 0) um__wake_fd(state(r)->wake_fd);
 }
 
 /* Under DEFER_TASKRUN the ring's own descriptor wakes no poller: completions are not made
@@ -401,7 +391,7 @@ static void uring_close(um_reactor *r) {
   else if (u->ring.ring_fd >= 0) io_uring_queue_exit(&u->ring);
   /* Not io_uring_free_buf_ring(): in a forked child that would speak to the parent's ring. */
   if (u->buffer_ring) munmap(u->buffer_ring, r->config.buffer_count * sizeof(struct io_uring_buf));
-  if (u->buffers) munmap(u->buffers, u->buffers_size);
+  if (u->buffers) um__unmap(u->buffers, u->buffers_size);
   if (u->wake_fd >= 0) close(u->wake_fd);
   close_pollable(u);
   um__free(u->buffer_states);
@@ -476,8 +466,7 @@ static int set_up_buffers(um_reactor *r) {
   uring *u = state(r);
   unsigned count = r->config.buffer_count;
   u->buffers_size = (size_t)count * r->config.buffer_size;
-  u->buffers = mmap(NULL, u->buffers_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (u->buffers == MAP_FAILED) u->buffers = NULL;
+  u->buffers = um__map(u->buffers_size);
   u->buffer_states = um__alloc(count * sizeof *u->buffer_states);
   if (!u->buffers || !u->buffer_states) return -ENOMEM;
   for (unsigned id = 0; id < count; id++) lend_buffer(r, id);

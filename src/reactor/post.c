@@ -8,6 +8,7 @@
 #include "worker.h"
 
 #include <sched.h>
+#include <sys/eventfd.h>
 
 #define NODE_ALLOCATED 1u
 
@@ -16,6 +17,12 @@ static void push(um_reactor *r, um_post_node *node) {
   do node->next = head;
   while (!atomic_compare_exchange_weak_explicit(&r->posts.head, &head, node, memory_order_release,
                                                 memory_order_relaxed));
+}
+
+void um__wake_fd(int fd) {
+  int saved = errno;
+  eventfd_write(fd, 1);
+  errno = saved;
 }
 
 /* A forked child shares the parent's descriptors: it must not wake the parent. */

@@ -3,7 +3,6 @@
 #include "alloc.h"
 
 #include <errno.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 
 #define LARGE_SIZE (sizeof(um_slab) + UM_SLAB_LARGE)
@@ -57,19 +56,15 @@ void um__slab_pool_decay(um_slab_pool *pool) {
 void um__slab_pool_free(um_slab_pool *pool) {
   if (!pool) return;
   um__slab_pool_shrink(pool);
-  if (pool->arena) munmap(pool->arena, arena_stride() * ARENA_SLABS);
+  if (pool->arena) um__unmap(pool->arena, arena_stride() * ARENA_SLABS);
   um__free(pool);
 }
 
 /* Page-aligned: registration pins whole pages. */
 int um__slab_arena(um_slab_pool *pool, struct iovec **regions, unsigned *count) {
   size_t stride = arena_stride();
-  pool->arena = mmap(NULL, stride * ARENA_SLABS, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pool->arena == MAP_FAILED) {
-    pool->arena = NULL;
-    return -ENOMEM;
-  }
+  pool->arena = um__map(stride * ARENA_SLABS);
+  if (!pool->arena) return -ENOMEM;
   for (unsigned i = 0; i < ARENA_SLABS; i++) {
     um_slab *slab = (um_slab *)(pool->arena + i * stride);
     slab->capacity = UM_SLAB_LARGE;

@@ -529,10 +529,9 @@ static int scripted_start(um_reactor *r) {
 
 static int scripted_pollable(um_reactor *r) { return of(r)->wake_fd; }
 
-static int scripted_wake(um_reactor *r, um_reactor *from) {
-  uint64_t one = 1;
+static void scripted_wake(um_reactor *r, um_reactor *from) {
   (void)from;
-  return write(of(r)->wake_fd, &one, sizeof one) < 0 ? -errno : 0;
+  um__wake_fd(of(r)->wake_fd);
 }
 
 static unsigned scripted_unsubmitted(const um_reactor *r) {
