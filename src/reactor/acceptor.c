@@ -117,8 +117,8 @@ static void accept_polled(um_op *op, const um_completion *completion) {
 static void arm(um_acceptor *a) {
   bool backing_off = a->retry.deadline != UM_FOREVER;
   if (a->op || a->closer || backing_off || a->last - a->first >= ENOUGH) return;
-  bool multi = !a->singly && a->reactor->capabilities & UM_CAN_ACCEPT_MULTI;
-  enum um_op_code code = a->poll_first ? UM_OP_POLL : multi ? UM_OP_ACCEPT_MULTI : UM_OP_ACCEPT;
+  enum um_op_code accepting = a->singly ? UM_OP_ACCEPT : UM_OP_ACCEPT_MULTI;
+  enum um_op_code code = a->poll_first ? UM_OP_POLL : accepting;
   um_op *op = um__op_new(a->reactor, code, a->listen_fd);
   if (!op) {
     back_off(a, -ENOMEM);

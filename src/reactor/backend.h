@@ -16,8 +16,6 @@
 /* What a backend can do beyond single operations. */
 #define UM_CAN_RECV_MULTI 0x1u   /* UM_OP_RECV_MULTI */
 #define UM_CAN_RECV_CAP 0x2u     /* ... that ends by itself after `length` bytes (kernel 6.17) */
-#define UM_CAN_ACCEPT_MULTI 0x4u
-#define UM_CAN_BUFFERS 0x8u      /* provided buffers at all */
 
 typedef struct um_backend {
   const char *name;

@@ -448,7 +448,7 @@ int um__epoll_open(um_reactor *r, um_error *error) {
   p->epoll_fd = p->wake_fd = p->timer_fd = -1;
   r->backend = &epoll_backend;
   r->backend_state = p;
-  r->capabilities = UM_CAN_BUFFERS | UM_CAN_ACCEPT_MULTI | UM_CAN_RECV_MULTI | UM_CAN_RECV_CAP;
+  r->capabilities = UM_CAN_RECV_MULTI | UM_CAN_RECV_CAP;
   r->supported = um__epoll_supported();
   int result = open_descriptors(p);
   if (result == 0) result = make_buffers(r);

@@ -499,7 +499,6 @@ static int open_parts(um_reactor *r, um_error *error) {
                     um_strerror(result));
   if (set_up_buffers(r) < 0) return um__fail(error, -ENOMEM, "no memory for the receive buffers");
   io_uring_ring_dontfork(&u->ring);
-  r->capabilities = UM_CAN_BUFFERS | UM_CAN_ACCEPT_MULTI;
   if (features->multishot_receive && !UM_ABLATED(MULTISHOT)) r->capabilities |= UM_CAN_RECV_MULTI;
   if (features->capped_receive) r->capabilities |= UM_CAN_RECV_CAP;
   register_slabs(r);

@@ -327,7 +327,7 @@ static void run_seed(uint64_t seed) {
                               .turn_bytes = 1024u << roll(&l, 6)};
   script_options options = {.seed = seed + 1, .fault_percent = roll(&l, 3) ? 0 : 1 + roll(&l, 5),
                             .refuse_percent = roll(&l, 4) ? 0 : 1 + roll(&l, 3)};
-  if (chance(&l, 20)) options.capabilities = UM_CAN_BUFFERS;
+  options.single_receives = chance(&l, 20);
   l.up = roll(&l, 5) ? roll(&l, MOST_BYTES) : 0;
   l.down = roll(&l, 5) ? roll(&l, MOST_BYTES) : 0;
   l.jumps = chance(&l, 20);

@@ -179,9 +179,9 @@ typedef struct scene {
   um_reactor *r;
 } scene;
 
-static void play(um_fiber_fn main, const script_options *options) {
+static void play(um_fiber_fn main) {
   scene c;
-  c.r = scripted_reactor(&c.s, NULL, options);
+  c.r = scripted_reactor(&c.s, NULL, NULL);
   CHECK_EQ(um_fiber_spawn(c.r, NULL, main, &c, NULL), 0);
   reactor_finish(c.r);
 }
@@ -189,13 +189,12 @@ static void play(um_fiber_fn main, const script_options *options) {
 static int errors_of_others(void *argument) {
   scene *c = argument;
   const int passing[] = {-ECONNABORTED, -EINTR, -EPROTO, -EHOSTUNREACH, -ENETDOWN, -EAGAIN};
-  enum um_op_code code = c->r->capabilities & UM_CAN_ACCEPT_MULTI ? UM_OP_ACCEPT_MULTI : UM_OP_ACCEPT;
   um_acceptor *a = acceptor_on(FD);
   for (size_t i = 0; i < sizeof passing / sizeof *passing; i++) {
     int fd = next_fd();
-    script_answer(c->s, code, (answer){.result = passing[i]});
+    script_answer(c->s, UM_OP_ACCEPT_MULTI, (answer){.result = passing[i]});
     script_answer(c->s, UM_OP_POLL, (answer){.result = 1});
-    script_answer(c->s, code, (answer){.result = fd, .after = 1, .ends = i % 2});
+    script_answer(c->s, UM_OP_ACCEPT_MULTI, (answer){.result = fd, .after = 1, .ends = i % 2});
     CHECK_EQ(um_acceptor_next(a, um_after(5000)), fd);
     close(fd);
     if (passing[i] != -EAGAIN) continue;
@@ -206,24 +205,21 @@ static int errors_of_others(void *argument) {
   for (int i = 0; i < 4; i++) {
     const int scarce[] = {-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM};
     int fd = next_fd();
-    script_answer(c->s, code, (answer){.result = scarce[i]});
-    script_answer(c->s, code, (answer){.result = fd});
+    script_answer(c->s, UM_OP_ACCEPT_MULTI, (answer){.result = scarce[i]});
+    script_answer(c->s, UM_OP_ACCEPT_MULTI, (answer){.result = fd});
     CHECK_EQ(um_acceptor_next(a, um_after(5000)), fd);
     close(fd);
     CHECK_EQ(metrics_of(c->r).accept_backoffs, (unsigned)i + 1);
     um_acceptor_pause(a);
     yield_times(3);
   }
-  script_answer(c->s, code, (answer){.result = -EINVAL}); /* one that stays */
+  script_answer(c->s, UM_OP_ACCEPT_MULTI, (answer){.result = -EINVAL}); /* one that stays */
   CHECK_EQ(um_acceptor_next(a, um_after(5000)), -EINVAL);
   um_acceptor_destroy(a);
   return 0;
 }
 
-TEST(acceptor, errors_of_single_connections_concern_nobody) { play(errors_of_others, NULL); }
-TEST(acceptor, the_same_one_at_a_time) {
-  play(errors_of_others, &(script_options){.capabilities = UM_CAN_BUFFERS});
-}
+TEST(acceptor, errors_of_single_connections_concern_nobody) { play(errors_of_others); }
 
 static int too_many_untaken(void *argument) {
   scene *c = argument;
@@ -246,7 +242,7 @@ static int too_many_untaken(void *argument) {
   return 0;
 }
 
-TEST(acceptor, pauses_when_nobody_takes_them_and_goes_on) { play(too_many_untaken, NULL); }
+TEST(acceptor, pauses_when_nobody_takes_them_and_goes_on) { play(too_many_untaken); }
 
 static int paused(void *argument) {
   scene *c = argument;
@@ -275,7 +271,7 @@ static int paused(void *argument) {
   return 0;
 }
 
-TEST(acceptor, paused_it_leaves_connections_to_the_kernel) { play(paused, NULL); }
+TEST(acceptor, paused_it_leaves_connections_to_the_kernel) { play(paused); }
 
 static int drains_at_the_end(void *argument) {
   scene *c = argument;
@@ -294,7 +290,7 @@ static int drains_at_the_end(void *argument) {
   return 0;
 }
 
-TEST(acceptor, destroying_waits_for_the_kernel) { play(drains_at_the_end, NULL); }
+TEST(acceptor, destroying_waits_for_the_kernel) { play(drains_at_the_end); }
 
 TEST(acceptor, needs_a_fiber) {
   um_acceptor *a = (um_acceptor *)1;

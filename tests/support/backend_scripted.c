@@ -598,8 +598,7 @@ static int scripted_open(um_reactor *r, um_error *error) {
   r->backend = &scripted_backend;
   r->backend_state = s;
   r->supported = ~(s->options.unsupported | UINT64_C(1) << UM_OP_MSG_RING);
-  r->capabilities = s->options.capabilities;
-  if (!r->capabilities) r->capabilities = UM_CAN_RECV_MULTI | UM_CAN_ACCEPT_MULTI | UM_CAN_BUFFERS;
+  r->capabilities = s->options.single_receives ? 0 : UM_CAN_RECV_MULTI;
   return 0;
 }
 

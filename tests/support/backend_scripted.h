@@ -47,7 +47,7 @@ typedef struct answer {
 } answer;
 
 typedef struct script_options {
-  unsigned capabilities;   /* UM_CAN_*; 0: multishot receive, multishot accept, buffers */
+  bool single_receives;    /* no UM_CAN_RECV_MULTI */
   uint64_t unsupported;    /* bit per um_op_code */
   uint64_t seed;           /* 0: nothing happens at random */
   unsigned fault_percent;  /* with a seed: so many answers are failures instead */
