@@ -141,14 +141,16 @@ int um__tls_wait_input(um_tls *tls, um_time deadline) {
   return result == 0 && um_now() >= deadline ? -ETIMEDOUT : result;
 }
 
+/* Until another fiber of the stream is through, or the stream is being closed. */
+static int wait_in(um_tls *tls, um_waitq *queue, um_time deadline) {
+  int result = um__waitq_wait(queue, deadline);
+  return result == 0 && tls->conn.closing ? UM_ECLOSED : result;
+}
+
 int um__tls_wait_readable(um_tls *tls, um_time deadline) {
-  int result;
-  if (tls->awaited) {
-    result = um__waitq_wait(&tls->input, deadline);
-    return result == 0 && tls->conn.closing ? UM_ECLOSED : result;
-  }
+  if (tls->awaited) return wait_in(tls, &tls->input, deadline);
   tls->awaited = true;
-  result = um__conn_wait_readable(&tls->conn, deadline);
+  int result = um__conn_wait_readable(&tls->conn, deadline);
   tls->awaited = false;
   um__waitq_wake_all(&tls->input);
   return result;
@@ -245,18 +247,15 @@ int um__tls_handshake_step(um_tls *tls) {
 static int wait_step(um_tls *tls, int why, um_time deadline) {
   if (why == UM_WANT_INPUT) return um__tls_wait_input(tls, deadline);
   um__waits_for(tls->reactor, "handshake", tls->conn.fd);
-  int result = um__waitq_wait(&tls->input, deadline);
-  return result == 0 && tls->conn.closing ? UM_ECLOSED : result;
+  return wait_in(tls, &tls->input, deadline);
 }
 
 /* Reader and writer may both find it undone: the first does it. Not under the write
  * side's lock, or a reader would wait behind what is written right after. */
 int um__tls_handshake(um_tls *tls, um_time deadline) {
   int result;
-  while (tls->shaking) {
-    if ((result = um__waitq_wait(&tls->shakers, deadline)) < 0) return result;
-    if (tls->conn.closing) return UM_ECLOSED;
-  }
+  while (tls->shaking)
+    if ((result = wait_in(tls, &tls->shakers, deadline)) < 0) return result;
   if (tls->shaken) return 0;
   tls->shaking = true;
   while ((result = um__tls_handshake_step(tls)) == UM_WANT_INPUT || result == UM_OFFLOADED)
