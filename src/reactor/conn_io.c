@@ -71,16 +71,20 @@ static void receive_polled(um_op *op, const um_completion *completion) {
   receive_settled(conn);
 }
 
+/* Instead of a try of its own, which found nothing. */
+static um_op *poll_op(um_conn *conn, bool *wanted, unsigned events,
+                      void (*done)(um_op *op, const um_completion *completion)) {
+  um_op *op = um__op_new(conn->reactor, UM_OP_POLL, conn->fd);
+  if (!op) return NULL;
+  *wanted = false;
+  op->flags = events;
+  op->done = done;
+  return op;
+}
+
 static um_op *receive_op(um_conn *conn, size_t limit) {
   um_reactor *r = conn->reactor;
-  if (conn->poll_receive) {
-    um_op *op = um__op_new(r, UM_OP_POLL, conn->fd);
-    if (!op) return NULL;
-    conn->poll_receive = false;
-    op->flags = POLLIN;
-    op->done = receive_polled;
-    return op;
-  }
+  if (conn->poll_receive) return poll_op(conn, &conn->poll_receive, POLLIN, receive_polled);
   bool multi = r->capabilities & UM_CAN_RECV_MULTI;
   um_op *op = um__op_new(r, multi ? UM_OP_RECV_MULTI : UM_OP_RECV, conn->fd);
   if (!op) return NULL;
@@ -202,18 +206,9 @@ static um_op *send_op(um_conn *conn) {
   return op;
 }
 
-static um_op *send_poll_op(um_conn *conn) {
-  um_op *op = um__op_new(conn->reactor, UM_OP_POLL, conn->fd);
-  if (!op) return NULL;
-  conn->poll_send = false;
-  op->flags = POLLOUT;
-  op->done = send_polled;
-  return op;
-}
-
 static void start_send(um_conn *conn) {
   if (conn->send || !conn->output) return;
-  um_op *op = conn->poll_send ? send_poll_op(conn) : send_op(conn);
+  um_op *op = conn->poll_send ? poll_op(conn, &conn->poll_send, POLLOUT, send_polled) : send_op(conn);
   if (!op) {
     sent(conn, -ENOMEM);
     return;
