@@ -1,4 +1,4 @@
-/* Trace and histograms; the log is src/log.c, the list of fibers is in fiber.c. */
+/* Trace, histograms and metrics; the log is src/log.c, the list of fibers is in fiber.c. */
 #include "observe.h"
 
 #include "reactor.h"
@@ -49,9 +49,17 @@ void um__histogram_add(um_histogram *histogram, um_time duration) {
   count(&histogram->sum, duration > 0 ? (uint64_t)duration : 0);
 }
 
+static void copy_counters(void *out, const void *counters, size_t size) {
+  const uint64_t *from = counters;
+  uint64_t *to = out;
+  for (size_t i = 0; i < size / sizeof *to; i++) to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
 void um_reactor_histograms(const um_reactor *r, um_histograms *out) {
-  const uint64_t *from = (const uint64_t *)&r->histograms;
-  uint64_t *to = (uint64_t *)out;
-  for (size_t i = 0; i < sizeof *out / sizeof *to; i++)
-    to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+  copy_counters(out, &r->histograms, sizeof *out);
+}
+
+void um_reactor_metrics(const um_reactor *r, um_metrics *out) {
+  copy_counters(out, &r->metrics, sizeof *out);
+  if (!um__reactor_forked(r)) out->unsubmitted = r->backend->unsubmitted(r);
 }

@@ -218,14 +218,6 @@ int um_reactor_destroy(um_reactor *r) {
   return 0;
 }
 
-void um_reactor_metrics(const um_reactor *r, um_metrics *out) {
-  const uint64_t *from = (const uint64_t *)&r->metrics;
-  uint64_t *to = (uint64_t *)out;
-  for (size_t i = 0; i < sizeof *out / sizeof *to; i++)
-    to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
-  if (!um__reactor_forked(r)) out->unsubmitted = r->backend->unsubmitted(r);
-}
-
 const char *um_reactor_backend(const um_reactor *r) { return r->backend->name; }
 
 /* ---- the loop ---- */
