@@ -9,12 +9,21 @@
 
 SUITE(processes);
 
-static pid_t child_that(int code, int milliseconds) {
+static int life; /* of the child: until it is closed */
+
+static pid_t child_that(int code) {
+  int ends[2];
+  char byte;
+  CHECK_EQ(pipe(ends), 0);
   pid_t pid = fork();
   CHECK(pid >= 0);
-  if (pid) return pid;
-  usleep((useconds_t)milliseconds * 1000);
-  _exit(code);
+  if (pid) {
+    close(ends[0]);
+    life = ends[1];
+    return pid;
+  }
+  close(ends[1]);
+  _exit(read(ends[0], &byte, 1) == 0 ? code : 99);
 }
 
 static int waitid_forever(void *argument) {
@@ -25,14 +34,15 @@ static int waitid_forever(void *argument) {
 static int waits_for_children(void *argument) {
   siginfo_t info = {0};
   (void)argument;
-  pid_t pid = child_that(7, 10);
+  pid_t pid = child_that(7);
   CHECK_EQ(um_waitid(P_PID, (id_t)pid, &info, WEXITED, um_after(1)), -ETIMEDOUT);
+  close(life);
   CHECK_EQ(um_waitid(P_PID, (id_t)pid, &info, WEXITED, UM_FOREVER), 0);
   CHECK_EQ(info.si_pid, pid);
   CHECK_EQ(info.si_status, 7);
   CHECK_EQ(info.si_code, CLD_EXITED);
   CHECK_EQ(um_waitid(P_PID, (id_t)pid, &info, WEXITED, UM_FOREVER), -ECHILD); /* once */
-  pid = child_that(0, 100000);
+  pid = child_that(0);
   um_fiber *waiter = spawn(waitid_forever, &pid);
   yield_times(3);
   um_fiber_cancel(waiter);
@@ -40,6 +50,7 @@ static int waits_for_children(void *argument) {
   kill(pid, SIGKILL);
   CHECK_EQ(um_waitid(P_PID, (id_t)pid, &info, WEXITED, UM_FOREVER), 0);
   CHECK_EQ(info.si_code, CLD_KILLED);
+  close(life);
   return 0;
 }
 
