@@ -387,7 +387,7 @@ static int long_then_short(void *argument) {
 }
 
 static int sleeps_long(void *argument) {
-  CHECK_EQ(um_fiber_sleep(um_after(100)), *(int *)argument);
+  CHECK_EQ(um_fiber_sleep(um_after(100000)), *(int *)argument);
   return 0;
 }
 
