@@ -1050,9 +1050,9 @@ static void dial_all(int fds[QUEUED]) {
 static char hello[4096];
 static size_t hello_length;
 
+/* On a slow machine some have been cut already, for lateness. */
 static void say(const int fds[QUEUED], size_t from, size_t to) {
-  for (int i = 0; i < QUEUED; i++)
-    CHECK_EQ(send(fds[i], hello + from, to - from, 0), (ssize_t)(to - from));
+  for (int i = 0; i < QUEUED; i++) send_all(fds[i], hello + from, to - from);
 }
 
 static void prepare_hello(void) {
