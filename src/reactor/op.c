@@ -76,7 +76,7 @@ int um__op_submit(um_op *op) {
 
 void um__op_cancel(um_op *op) {
   um_reactor *r = op->reactor;
-  if (!op->in_kernel || op->cancelling) return;
+  if (!op->in_kernel || op->cancelling || op->notifies) return;
   UM_COUNT(r, cancels, 1);
   if (r->backend->cancel(r, op) < 0) return;
   if (unlikely(r->trace)) um__trace(r, UM_TRACE_CANCEL, op, 0, false);
@@ -116,9 +116,12 @@ void um__op_complete(um_reactor *r, uint64_t user_data, const um_completion *com
   }
   if (user_data & UM_USER_DATA_CANCEL) {
     op->cancelling = false;
+    /* Between two steps of it, as before a connect's next try, the kernel does not find it. */
+    if (completion->result == -ENOENT) um__op_cancel(op);
   } else {
     UM_PROBE3(op_complete, user_data, completion->result, completion->more);
     if (unlikely(r->trace)) um__trace(r, UM_TRACE_COMPLETE, op, completion->result, completion->more);
+    op->notifies = completion->more && op->code == UM_OP_SEND_ZC;
     if (!completion->more) {
       op->in_kernel = false;
       UM_COUNT(r, pending, -1);

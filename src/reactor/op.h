@@ -66,6 +66,7 @@ struct um_op {
   uint8_t code;
   bool in_kernel;    /* the last completion has not been seen */
   bool cancelling;   /* the cancellation's completion has not been seen */
+  bool notifies;     /* SEND_ZC: it is over but for the notification: nothing to cancel */
   bool released;     /* its owner is through with it */
   union {
     um_op *next;     /* free list */
