@@ -150,7 +150,9 @@ def row(server, seen, missed):
 
 
 LEGEND = f"""
-live, new: milliseconds for 64 bytes over an open and over a new connection, quiet > under attack.
+What each attack is: ./run abuse --help. A good client measured meanwhile:
+live, new: milliseconds for 64 bytes over an open and over a new connection, quiet > under attack;
+p50, p99: half of them, and 99 of 100, took no longer; the p99 are those under attack.
 times: how often; memory: what the attack took; kept: more than before, after two rounds of it;
 fds: descriptors left open. Attackers run at nice 19{
     " on the client's CPU (0), the server has CPU 1" if PINNED else ""}.
@@ -202,7 +204,8 @@ def main():
             all_seen.append({"server": label, "missed": missed, **seen})
             rows.append(row(label, seen, missed))
             if not arguments.functional:
-                print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+                print(f"[{len(all_seen)}/{len(names) * len(servers)}] {name}, {label}: {rows[-1][-1]}",
+                      file=sys.stderr, flush=True)
         if arguments.functional:
             print(f"{'not ' if missed else ''}ok {number} - {name}")
             print("".join(f"# {text}\n" for text in missed), end="", flush=True)
@@ -213,6 +216,8 @@ def main():
         print(table(rows, arguments.markdown))
         print(LEGEND)
         print("\n".join(failed) if failed else "Everything wanted was seen.")
+        if failed:
+            print("\nTimes are worth something only where nothing else runs.")
     return 1 if failed else 0
 
 
