@@ -20,9 +20,9 @@
 
 /* ---- one OpenSSL call ---- */
 
-/* Reads of the BIO in one call: a record costs two. Data ends a call after its first
- * record; only records without data (KeyUpdate, tickets) make OpenSSL go on. */
-#define BUDGET 32
+/* Reads of the BIO in one call. Data ends a call after its first record; only records without
+ * data (KeyUpdate, tickets) make OpenSSL go on. */
+#define READS_A_RECORD 2
 #define HANDSHAKE_BUDGET 512
 
 /* One unit: nothing else may run between clearing the queue and reading it. */
@@ -114,7 +114,8 @@ int um__ssl_judge(um_tls *tls, const um_ssl_call *call) {
 
 int um__ssl_call(um_tls *tls, um_ssl_function function, void *buffer, size_t length, size_t *done) {
   um_ssl_call call = {.ssl = tls->ssl, .function = function, .buffer = buffer, .length = length};
-  um__bio_budget(tls->bio, tls->shaken ? BUDGET : HANDSHAKE_BUDGET);
+  unsigned reads = READS_A_RECORD * tls->reactor->config.turn_records;
+  um__bio_budget(tls->bio, tls->shaken ? reads : HANDSHAKE_BUDGET);
   on_shared_stack(tls->reactor, um__ssl_run, &call);
   if (unlikely(um__reactor_forked(tls->reactor))) return UM_EFORKED; /* by a callback */
   if (done) *done = call.done;

@@ -63,6 +63,8 @@ typedef struct um_reactor_config {
                              16384 and no more, 65536..UINT_MAX; 256 MiB */
   unsigned turn_bytes;    /* plaintext a connection may read in one turn before other
                              connections go, 1024..16 MiB; 65536 */
+  unsigned turn_records;  /* records without data (KeyUpdate, session tickets, empty ones) that a
+                             connection may have handled in one turn, 1..65536; 16 */
   unsigned zerocopy_threshold; /* sends of at least so many bytes use SEND_ZC from the
                              registered slabs; 0 = never (it never helps on loopback) */
   unsigned flags;         /* UM_REACTOR_* */
@@ -169,6 +171,9 @@ typedef struct um_metrics {
   uint64_t send_held;        /* gauge: memory of send buffers that connections hold */
   uint64_t squeezed;         /* times receive_total or send_total made a connection's limit small */
   uint64_t floods;           /* turns that records without data used up: KeyUpdates, ... */
+  uint64_t receive_pauses;   /* times a connection had receive_limit queued: its peer waits */
+  uint64_t send_waits;       /* times a connection waited for its peer to take what is queued: a
+                                writer at send_limit, a reader at twice that */
 } um_metrics;
 /* Copies them; any thread. */
 UM_API void um_reactor_metrics(const um_reactor *reactor, um_metrics *out);

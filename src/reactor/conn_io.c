@@ -46,6 +46,15 @@ static void receive_settled(um_conn *conn) {
   else if (!conn->receive && awaited(conn)) um__conn_rearm(conn);
 }
 
+/* Counted once, when the limit is reached: more may have been under way. */
+static void receive_limited(um_conn *conn, um_op *op, const um_completion *completion) {
+  size_t limit = um__conn_receive_limit(conn);
+  if (conn->received < limit) return;
+  if (conn->received - (size_t)completion->result < limit)
+    UM_COUNT(conn->reactor, receive_pauses, 1);
+  if (completion->more) um__op_cancel(op);
+}
+
 static void receive_done(um_op *op, const um_completion *completion) {
   um_conn *conn = op->owner;
   um_reactor *r = conn->reactor;
@@ -55,7 +64,7 @@ static void receive_done(um_op *op, const um_completion *completion) {
   } else if (completion->result > 0) {
     UM_COUNT(r, received_bytes, completion->result);
     um__conn_received(conn, completion);
-    if (completion->more && conn->received >= um__conn_receive_limit(conn)) um__op_cancel(op);
+    receive_limited(conn, op, completion);
   } else {
     if (completion->has_buffer) r->backend->recycle(r, completion->buffer);
     if (completion->result == 0) conn->received_end = 1;
@@ -248,6 +257,7 @@ static int wait_drained(um_conn *conn, size_t limit, um_time deadline, bool clos
 }
 
 int um__conn_wait_output(um_conn *conn, size_t limit, um_time deadline) {
+  if (limit) UM_COUNT(conn->reactor, send_waits, 1);
   return wait_drained(conn, limit, deadline, false);
 }
 

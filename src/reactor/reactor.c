@@ -67,6 +67,7 @@ static const field fields[] = {
     FIELD(receive_total, 64u << 20, 65536, UINT32_MAX, 1, false),
     FIELD(send_total, 256u << 20, 65536, UINT32_MAX, 1, false),
     FIELD(turn_bytes, 65536, 1024, 16u << 20, 1, false),
+    FIELD(turn_records, 16, 1, 65536, 1, false),
 };
 
 static int complete_field(um_reactor_config *config, const field *f, um_error *error) {

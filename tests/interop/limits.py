@@ -377,6 +377,23 @@ class Totals(Limited):
             secure.close()
         wait_until(lambda: counter(metrics, "reactor_send_held") == 0, "nothing is held")
 
+    def test_one_connection(self):
+        """Who sends and never reads fills what is his, which is counted, and is held back."""
+        server, metrics = self.limited("--echo")
+        names = ("reactor_send_waits_total", "reactor_receive_pauses_total")
+        self.assertEqual([counter(metrics, name) for name in names], [0, 0])
+        secure = self.shake(self.connect(server.port))
+        secure.setblocking(False)
+
+        def waits():
+            with contextlib.suppress(ssl.SSLWantWriteError):
+                while True:
+                    secure.send(bytes(65536))
+            return all(counter(metrics, name) for name in names)
+        wait_until(waits, "its echo waits, and then what it sends")
+        self.assertLessEqual(counter(metrics, "reactor_send_held"), 1 << 20)
+        self.echoes(server.port)
+
     def test_tricklers(self):
         """Four hundred connections with a few unread bytes each hold no shared buffer: there are
         256 of those. Half of them are in the middle of a ClientHello, half in that of a record."""

@@ -51,6 +51,7 @@ TEST(reactor, each_field_is_validated_and_named) {
       {{.send_limit = 65u << 20}, "send_limit"},
       {{.turn_bytes = 1023}, "turn_bytes"},
       {{.turn_bytes = 17u << 20}, "turn_bytes"},
+      {{.turn_records = 65537}, "turn_records"},
       {{.flags = 0x80}, "flags"},
       {{.backend = "nonsense"}, "nonsense"},
       {{.backend = "epol"}, "backend"},

@@ -64,6 +64,8 @@ static const metric metrics[] = {
   REACTOR(floods, "Turns that records without data used up."),
   REACTOR_NOW(receive_queued, "Bytes of ciphertext received and not taken yet."),
   REACTOR_NOW(send_held, "Bytes of memory that connections' send buffers hold."),
+  REACTOR(receive_pauses, "Times a connection had as much received and unread as it may."),
+  REACTOR(send_waits, "Times a connection waited for its peer to take what was queued."),
   REACTOR(squeezed, "Times the reactor's totals made a connection's limit small."),
 };
 

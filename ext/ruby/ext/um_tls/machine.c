@@ -729,7 +729,7 @@ static VALUE machine_metrics(VALUE self) {
       "spawned", "fibers", "pending", "unsubmitted", "enobufs", "sq_full", "cq_overflows",
       "short_sends", "posts", "post_errors", "wakes", "timers", "buffers_used", "received_bytes",
       "sent_bytes", "copied_bytes", "accept_backoffs", "unregistered", "turns", "receive_queued", "send_held",
-      "squeezed", "floods"};
+      "squeezed", "floods", "receive_pauses", "send_waits"};
   _Static_assert(sizeof names / sizeof *names == sizeof metrics / sizeof(uint64_t), "a name for each");
   const uint64_t *values = (const uint64_t *)&metrics;
   VALUE hash = rb_hash_new();
