@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""um-tls(1) has the options and exit codes that the program's help has, and no others.
+"""um-tls(1) has the options, exit codes and variables that the program's help has, and no others.
 
     check-um-tls.py UM-TLS PAGE
 """
@@ -36,6 +36,9 @@ def main(program, page):
                                               sections.get(command, ""), re.M)))
     said = set(re.findall(r"^ {2,3}(\d+)  ", help_of(program).partition("Exit codes:")[2], re.M))
     compare("exit codes", said, set(re.findall(r"^\.B (\d+)$", sections["EXIT STATUS"], re.M)))
+    said = set(re.findall(r"^  ([A-Z_]+)  ", help_of(program).partition("Environment:")[2], re.M))
+    written = set(re.findall(r"^\.B ([A-Z_]+)$", sections["ENVIRONMENT"], re.M))
+    compare("environment", said, written)
     print("\n".join(wrong) or "the page has what the help has")
     return 1 if wrong else 0
 

@@ -31,7 +31,11 @@ static int print_help(void) {
   puts("\n  um-tls COMMAND --help   the options of a command, with examples\n"
        "  um-tls --version        versions, and which backends work here\n\n"
        "Environment:\n"
-       "  UM_BACKEND  how the kernel is talked to: uring, epoll (default: uring where it works)\n\n"
+       "  UM_BACKEND     how the kernel is talked to: uring, epoll (default: uring where it works)\n"
+       "  UM_LOG         what the library says on standard error: off, error, warning (default),\n"
+       "                 info or debug\n"
+       "  SSLKEYLOGFILE  a file to which the secrets of all connections are appended, for\n"
+       "                 Wireshark: who reads it can decrypt them (default: none)\n\n"
        "Example: a server, and a client that asks it for a page:\n"
        "  um-tls serve --listen localhost:8443 --cert cert.pem --key key.pem --root . &\n"
        "  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | um-tls connect localhost:8443 --ca ca.pem\n");
