@@ -132,42 +132,41 @@ static int run(void *arg) {
   return code;
 }
 
-static int parse(connection *c, int argc, char **argv) {
-  const option options[] = {
-    CLIENT_OPTIONS(&c->client),
-    {"session", "FILE", "resume the session in FILE, and keep the new one there", OPTION_TEXT,
-     &c->session_file, 0},
-    {"timeout", "SECONDS", "for connecting and the handshake (default: 30)", OPTION_SECONDS,
-     &c->timeout, 0},
-    {"idle-timeout", "SECONDS", "give up when nothing arrives for so long\n(default: never)",
-     OPTION_SECONDS, &c->idle_timeout, 0},
-    {"keep-open", NULL, "do not close our side at the end of standard input:\n"
-     "for servers that give up when it is closed (nginx)", OPTION_FLAG, &c->keep_open, 0},
-    {"verbose", NULL, "say what was agreed, on standard error", OPTION_FLAG, &c->verbose, 0},
-    {NULL, NULL, NULL, OPTION_FLAG, NULL, 0},
-  };
-  const command_line line = {
-    .name = "connect",
-    .synopsis = "HOST:PORT [OPTION...]",
-    .about =
-      "Connects with TLS and copies standard input to the peer and the peer to standard\n"
-      "output, both at once. The peer's certificate and name are verified. The end of\n"
-      "standard input closes our side only: what the peer still sends is waited for,\n"
-      "until it closes as well. Exits 0 only when it did so cleanly (close_notify).",
-    .examples =
-      "  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | um-tls connect localhost:8443 --ca ca.pem\n"
-      "  um-tls connect 127.0.0.1:8443 --servername localhost --ca ca.pem --verbose <file >copy\n"
-      "  um-tls connect localhost:8443 --ca ca.pem --session s.pem --verbose   # twice: resumes",
-    .options = options,
-    .positional = &c->client.peer,
-    .positional_name = "HOST:PORT",
-  };
-  return options_parse(&line, argc, argv);
-}
+#define AT(field) offsetof(connection, field)
+static const option known[] = {
+  CLIENT_OPTIONS(connection),
+  {"session", "FILE", "resume the session in FILE, and keep the new one there", OPTION_TEXT,
+   AT(session_file), 0},
+  {"timeout", "SECONDS", "for connecting and the handshake (default: 30)", OPTION_SECONDS,
+   AT(timeout), 0},
+  {"idle-timeout", "SECONDS", "give up when nothing arrives for so long\n(default: never)",
+   OPTION_SECONDS, AT(idle_timeout), 0},
+  {"keep-open", NULL, "do not close our side at the end of standard input:\n"
+   "for servers that give up when it is closed (nginx)", OPTION_FLAG, AT(keep_open), 0},
+  {"verbose", NULL, "say what was agreed, on standard error", OPTION_FLAG, AT(verbose), 0},
+  {NULL, NULL, NULL, OPTION_FLAG, 0, 0},
+};
+
+static const command_line command = {
+  .name = "connect",
+  .synopsis = "HOST:PORT [OPTION...]",
+  .about =
+    "Connects with TLS and copies standard input to the peer and the peer to standard\n"
+    "output, both at once. The peer's certificate and name are verified. The end of\n"
+    "standard input closes our side only: what the peer still sends is waited for,\n"
+    "until it closes as well. Exits 0 only when it did so cleanly (close_notify).",
+  .examples =
+    "  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | um-tls connect localhost:8443 --ca ca.pem\n"
+    "  um-tls connect 127.0.0.1:8443 --servername localhost --ca ca.pem --verbose <file >copy\n"
+    "  um-tls connect localhost:8443 --ca ca.pem --session s.pem --verbose   # twice: resumes",
+  .options = known,
+  .positional = AT(client.peer),
+  .positional_name = "HOST:PORT",
+};
 
 int command_connect(int argc, char **argv) {
   connection c = {.timeout = 30000, .idle_timeout = -1};
-  int code = parse(&c, argc, argv);
+  int code = options_parse(&command, &c, argc, argv);
   if (code != OPTIONS_GO_ON) return code;
   c.input = malloc(CHUNK);
   c.output = malloc(CHUNK);

@@ -21,60 +21,59 @@
 
 /* ---- command line ---- */
 
-static int parse(load_options *o, int argc, char **argv) {
-  const option options[] = {
-    {"echo", NULL, "send, receive the same bytes, compare each", OPTION_FLAG, &o->echo, 0},
-    {"size", "BYTES", "of an echoed message (default: 64)", OPTION_SIZE, &o->size, 1 << 28},
-    {"http", "PATH", "GET PATH over HTTP keep-alive", OPTION_TEXT, &o->http, 0},
-    {"connections", "N", "at the same time (default: 64)", OPTION_COUNT, &o->connections,
-     1000000},
-    {"threads", "N", "a reactor each, sharing the connections (default: 1)", OPTION_COUNT,
-     &o->threads, 256},
-    {"duration", "SECONDS", "how long (default: 10, or until --requests are done)",
-     OPTION_SECONDS, &o->duration, 0},
-    {"requests", "N", "stop after so many operations", OPTION_COUNT, &o->requests, 0},
-    {"pipeline", "N", "operations sent at once (default: 1)", OPTION_COUNT, &o->pipeline, 65536},
-    {"rate", "N",
-     "start so many operations a second, not as many as go;\nlatency counts from when "
-     "each was due",
-     OPTION_COUNT, &o->rate, 100000000},
-    {"new-connections", NULL,
-     "a new connection, with a full handshake, for each\noperation; without "
-     "--echo or --http: the handshake is it",
-     OPTION_FLAG, &o->new_connections, 0},
-    {"resume", NULL, "with --new-connections: resume sessions", OPTION_FLAG, &o->resume, 0},
-    {"idle", NULL,
-     "open the connections, hold them for the duration, see\nthat they remain open and, "
-     "with --echo or --http, work",
-     OPTION_FLAG, &o->idle, 0},
-    {"timeout", "SECONDS", "for one operation, or a handshake (default: 30)", OPTION_SECONDS,
-     &o->timeout, 0},
-    {"cubic", NULL, "congestion control cubic (for benchmarks)", OPTION_FLAG, &o->cubic, 0},
-    {"json", NULL, "the result as one JSON object", OPTION_FLAG, &o->json, 0},
-    CLIENT_OPTIONS(&o->client),
-    {NULL, NULL, NULL, OPTION_FLAG, NULL, 0},
-  };
-  const command_line line = {
-    .name = "load",
-    .synopsis = "HOST:PORT (--echo | --http PATH | --new-connections | --idle) [OPTION...]",
-    .about =
-      "Loads a TLS server from many connections and reports rate, latencies (the time from\n"
-      "the start of an operation, or of its pipeline, to the last byte of its answer),\n"
-      "bytes and errors by kind. Connections open before the clock starts; one that\n"
-      "fails is counted and opened again. Progress goes to standard error.\n"
-      "Exits with 1 when anything failed. CPU of ours a request is reported so that it can\n"
-      "be seen whether the server or we were the limit.",
-    .examples =
-      "  um-tls load localhost:8443 --ca ca.pem --echo --size 1k --connections 512\n"
-      "  um-tls load localhost:8443 --ca ca.pem --http /index.html --duration 30 --json\n"
-      "  um-tls load localhost:8443 --ca ca.pem --new-connections --resume --requests 10000\n"
-      "  um-tls load localhost:8443 --ca ca.pem --idle --echo --connections 10000",
-    .options = options,
-    .positional = &o->client.peer,
-    .positional_name = "HOST:PORT",
-  };
-  return options_parse(&line, argc, argv);
-}
+#define AT(field) offsetof(load_options, field)
+static const option known[] = {
+  {"echo", NULL, "send, receive the same bytes, compare each", OPTION_FLAG, AT(echo), 0},
+  {"size", "BYTES", "of an echoed message (default: 64)", OPTION_SIZE, AT(size), 1 << 28},
+  {"http", "PATH", "GET PATH over HTTP keep-alive", OPTION_TEXT, AT(http), 0},
+  {"connections", "N", "at the same time (default: 64)", OPTION_COUNT, AT(connections),
+   1000000},
+  {"threads", "N", "a reactor each, sharing the connections (default: 1)", OPTION_COUNT,
+   AT(threads), 256},
+  {"duration", "SECONDS", "how long (default: 10, or until --requests are done)",
+   OPTION_SECONDS, AT(duration), 0},
+  {"requests", "N", "stop after so many operations", OPTION_COUNT, AT(requests), 0},
+  {"pipeline", "N", "operations sent at once (default: 1)", OPTION_COUNT, AT(pipeline), 65536},
+  {"rate", "N",
+   "start so many operations a second, not as many as go;\nlatency counts from when "
+   "each was due",
+   OPTION_COUNT, AT(rate), 100000000},
+  {"new-connections", NULL,
+   "a new connection, with a full handshake, for each\noperation; without "
+   "--echo or --http: the handshake is it",
+   OPTION_FLAG, AT(new_connections), 0},
+  {"resume", NULL, "with --new-connections: resume sessions", OPTION_FLAG, AT(resume), 0},
+  {"idle", NULL,
+   "open the connections, hold them for the duration, see\nthat they remain open and, "
+   "with --echo or --http, work",
+   OPTION_FLAG, AT(idle), 0},
+  {"timeout", "SECONDS", "for one operation, or a handshake (default: 30)", OPTION_SECONDS,
+   AT(timeout), 0},
+  {"cubic", NULL, "congestion control cubic (for benchmarks)", OPTION_FLAG, AT(cubic), 0},
+  {"json", NULL, "the result as one JSON object", OPTION_FLAG, AT(json), 0},
+  CLIENT_OPTIONS(load_options),
+  {NULL, NULL, NULL, OPTION_FLAG, 0, 0},
+};
+
+static const command_line command = {
+  .name = "load",
+  .synopsis = "HOST:PORT (--echo | --http PATH | --new-connections | --idle) [OPTION...]",
+  .about =
+    "Loads a TLS server from many connections and reports rate, latencies (the time from\n"
+    "the start of an operation, or of its pipeline, to the last byte of its answer),\n"
+    "bytes and errors by kind. Connections open before the clock starts; one that\n"
+    "fails is counted and opened again. Progress goes to standard error.\n"
+    "Exits with 1 when anything failed. CPU of ours a request is reported so that it can\n"
+    "be seen whether the server or we were the limit.",
+  .examples =
+    "  um-tls load localhost:8443 --ca ca.pem --echo --size 1k --connections 512\n"
+    "  um-tls load localhost:8443 --ca ca.pem --http /index.html --duration 30 --json\n"
+    "  um-tls load localhost:8443 --ca ca.pem --new-connections --resume --requests 10000\n"
+    "  um-tls load localhost:8443 --ca ca.pem --idle --echo --connections 10000",
+  .options = known,
+  .positional = AT(client.peer),
+  .positional_name = "HOST:PORT",
+};
 
 static int check(load_options *o) {
   if (o->echo && o->http)
@@ -289,7 +288,7 @@ static int check_files(const load_options *o) {
 int command_load(int argc, char **argv) {
   load l = {.options = {.size = 64, .connections = 64, .threads = 1, .pipeline = 1,
                         .timeout = 30000}};
-  int code = parse(&l.options, argc, argv);
+  int code = options_parse(&command, &l.options, argc, argv);
   if (code != OPTIONS_GO_ON) return code;
   if ((code = check(&l.options)) != EXIT_OK) return code;
   if (!l.options.duration && (!l.options.requests || l.options.idle)) l.options.duration = 10000;

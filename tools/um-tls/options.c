@@ -53,15 +53,16 @@ static bool parse_seconds(const char *text, int64_t *milliseconds) {
   return !*end && seconds <= 4e6; /* milliseconds fit 32 bits */
 }
 
-static bool store(const option *o, const char *text) {
+static bool store(const option *o, void *values, const char *text) {
+  void *value = (char *)values + o->offset;
   switch (o->kind) {
-  case OPTION_FLAG: return *(bool *)o->value = true;
-  case OPTION_TEXT: return *(const char **)o->value = text, *text != '\0';
-  case OPTION_SECONDS: return parse_seconds(text, o->value);
+  case OPTION_FLAG: return *(bool *)value = true;
+  case OPTION_TEXT: return *(const char **)value = text, *text != '\0';
+  case OPTION_SECONDS: return parse_seconds(text, value);
   case OPTION_COUNT:
   case OPTION_SIZE:
-    return parse_count(text, o->kind == OPTION_SIZE, o->value) &&
-           (!o->most || *(uint64_t *)o->value <= o->most);
+    return parse_count(text, o->kind == OPTION_SIZE, value) &&
+           (!o->most || *(uint64_t *)value <= o->most);
   }
   return false;
 }
@@ -88,7 +89,7 @@ static const option *find(const command_line *line, const char *name, size_t len
 }
 
 /* "--name value" or "--name=value"; moves *i past the value. */
-static int parse_option(const command_line *line, int argc, char **argv, int *i) {
+static int parse_option(const command_line *line, void *values, int argc, char **argv, int *i) {
   const char *name = argv[*i] + 2, *equals = strchr(name, '=');
   size_t length = equals ? (size_t)(equals - name) : strlen(name);
   const option *o = find(line, name, length);
@@ -102,24 +103,29 @@ static int parse_option(const command_line *line, int argc, char **argv, int *i)
       return fail(EXIT_USAGE, "--%s needs a value; see um-tls %s --help", o->name, line->name);
     value = argv[++*i];
   }
-  return store(o, value) ? OPTIONS_GO_ON : bad_value(line, o, value);
+  return store(o, values, value) ? OPTIONS_GO_ON : bad_value(line, o, value);
 }
 
-static int parse_positional(const command_line *line, const char *text) {
-  if (!line->positional || *line->positional)
+static const char **positional(const command_line *line, void *values) {
+  return line->positional_name ? (const char **)((char *)values + line->positional) : NULL;
+}
+
+static int parse_positional(const command_line *line, void *values, const char *text) {
+  const char **to = positional(line, values);
+  if (!to || *to)
     return fail(EXIT_USAGE, "unexpected argument %s; see um-tls %s --help", text, line->name);
-  *line->positional = text;
+  *to = text;
   return OPTIONS_GO_ON;
 }
 
-int options_parse(const command_line *line, int argc, char **argv) {
+int options_parse(const command_line *line, void *values, int argc, char **argv) {
   int code = OPTIONS_GO_ON;
   for (int i = 1; i < argc && code == OPTIONS_GO_ON; i++) {
     if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return print_help(line);
-    if (!strncmp(argv[i], "--", 2)) code = parse_option(line, argc, argv, &i);
-    else code = parse_positional(line, argv[i]);
+    if (!strncmp(argv[i], "--", 2)) code = parse_option(line, values, argc, argv, &i);
+    else code = parse_positional(line, values, argv[i]);
   }
-  if (code == OPTIONS_GO_ON && line->positional && !*line->positional)
+  if (code == OPTIONS_GO_ON && line->positional_name && !*positional(line, values))
     return fail(EXIT_USAGE, "missing %s; see um-tls %s --help", line->positional_name, line->name);
   return code;
 }

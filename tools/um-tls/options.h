@@ -4,6 +4,7 @@
 #define UM_TLS_OPTIONS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum option_kind {
@@ -19,7 +20,7 @@ typedef struct option {
   const char *argument; /* its name in the help; NULL for a flag */
   const char *help;     /* may hold '\n' */
   enum option_kind kind;
-  void *value;
+  size_t offset; /* of what it sets, in the structure given to options_parse() */
   uint64_t most; /* of a count or size; 0: no bound */
 } option;
 
@@ -29,13 +30,13 @@ typedef struct command_line {
   const char *about;    /* paragraphs before the options */
   const char *examples; /* after them */
   const option *options;
-  const char **positional; /* where the one positional argument goes; NULL: takes none */
-  const char *positional_name;
+  const char *positional_name; /* of the one positional argument; NULL: takes none */
+  size_t positional;           /* offset of where it goes, a const char * */
 } command_line;
 
 #define OPTIONS_GO_ON (-1)
-/* Parses argv[1..]. OPTIONS_GO_ON, or the code to exit with: EXIT_OK after
- * --help, EXIT_USAGE after saying what is wrong. */
-int options_parse(const command_line *line, int argc, char **argv);
+/* Parses argv[1..] into *values. OPTIONS_GO_ON, or the code to exit with: EXIT_OK
+ * after --help, EXIT_USAGE after saying what is wrong. */
+int options_parse(const command_line *line, void *values, int argc, char **argv);
 
 #endif

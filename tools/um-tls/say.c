@@ -33,7 +33,8 @@ static void tell_of_lost(atomic_uint *lost) {
   unsigned count = atomic_exchange(lost, 0);
   if (!count) return;
   int n = begin(line, sizeof line);
-  n += snprintf(line + n, sizeof line - (size_t)n, "%u messages were lost: nobody read them\n", count);
+  n += snprintf(line + n, sizeof line - (size_t)n, "%u messages were lost: nobody read them\n",
+                count);
   if (!put(line, n)) atomic_fetch_add(lost, count);
 }
 

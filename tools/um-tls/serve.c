@@ -14,97 +14,96 @@
 #include <string.h>
 #include <unistd.h>
 
-#define OPT(name, argument, kind, field, help) {name, argument, help, kind, &o->field, 0}
+#define AT(field) offsetof(serve_options, field)
+#define OPT(name, argument, kind, field, help) {name, argument, help, kind, AT(field), 0}
 
-static int parse(server *s, int argc, char **argv) {
-  serve_options *o = &s->options;
-  const option options[] = {
-    OPT("listen", "HOST:PORT", OPTION_TEXT, listen,
-        "where to listen: localhost:8443, [::1]:0, :443 (every\naddress); port 0 picks a free one. "
-        "Default: localhost:8443"),
-    OPT("cert", "FILE", OPTION_TEXT, cert, "certificate chain, PEM, leaf first (required)"),
-    OPT("key", "FILE", OPTION_TEXT, key, "its private key, PEM (required)"),
-    OPT("root", "DIR", OPTION_TEXT, root, "serve the files below DIR over HTTP/1.1"),
-    {"body", "BYTES", "answer every GET with so many bytes from memory\n(for benchmarks)",
-     OPTION_SIZE, &o->body, UINT64_C(1) << 30},
-    OPT("echo", NULL, OPTION_FLAG, echo, "no HTTP: send back every byte received"),
-    {"hsts", "SECONDS", "tell browsers to use only TLS to this host for so long\n"
-     "(Strict-Transport-Security; 31536000 is a year).\nDefault: say nothing", OPTION_COUNT, &o->hsts, UINT32_MAX},
-    {"threads", "N", "a reactor each, sharing the port (default: 1)", OPTION_COUNT, &o->threads,
-     256},
-    OPT("client-ca", "FILE", OPTION_TEXT, client_ca,
-        "mutual TLS: require a client certificate of this CA (PEM)"),
-    OPT("alpn", "LIST", OPTION_TEXT, alpn,
-        "protocols, most wanted first: \"h2,http/1.1\"; clients\n"
-        "that offer only others are refused. Default: http/1.1\n"
-        "for HTTP (no one refused), none for --echo"),
-    OPT("ticket-keys", "FILE", OPTION_TEXT, ticket_keys,
-        "keys of session tickets, 80 random bytes each, the first\nin use: for several hosts, or "
-        "restarts. Default: random\nones that change every hour"),
-    OPT("min-tls", "VERSION", OPTION_TEXT, min_tls, "1.2 or 1.3 (default: 1.2)"),
-    {"max-connections", "N", "accept no more than N at a time (default: 100000)", OPTION_COUNT,
-     &o->max_connections, UINT32_MAX / 2},
-    {"max-per-address", "N", "of those, from one IPv4 address or one IPv6 /64; more are\n"
-     "closed at once (default: no limit)", OPTION_COUNT, &o->max_per_address, UINT32_MAX / 2},
-    OPT("handshake-timeout", "SECONDS", OPTION_SECONDS, handshake_timeout,
-        "for a peer's handshake (default: 10)"),
-    OPT("idle-timeout", "SECONDS", OPTION_SECONDS, idle_timeout,
-        "for the next request, or a peer that takes nothing of\nits response (default: 60)"),
-    OPT("request-timeout", "SECONDS", OPTION_SECONDS, request_timeout,
-        "for a whole request, head and body, from its first byte\non (default: 30)"),
-    {"min-rate", "BYTES", "a second, on average, that a peer must take of a response,\n"
-     "--idle-timeout after it began (default: 4k)", OPTION_SIZE, &o->min_rate, UINT32_MAX},
-    {"handshake-bytes", "BYTES", "that a peer may send before its handshake is done\n"
-     "(default: 64k)", OPTION_SIZE, &o->handshake_bytes, UINT32_MAX},
-    {"max-floods", "N", "turns in a row that a peer may fill with records without\n"
-     "data, such as KeyUpdates (default: any number)", OPTION_COUNT, &o->max_floods, UINT32_MAX},
-    {"receive-total", "BYTES", "received by all connections of a thread and not handled\n"
-     "yet, above which each may have 4k (default: 64M)", OPTION_SIZE, &o->receive_total, UINT32_MAX},
-    {"send-total", "BYTES", "the same for what is to be sent, and 16k (default: 256M)",
-     OPTION_SIZE, &o->send_total, UINT32_MAX},
-    OPT("offload", "WHEN", OPTION_TEXT, offload,
-        "handshakes on threads of their own, so that connections\nthat are there do not wait for "
-        "them: never, always, auto\n(slow keys such as RSA; others above 32 at a time), or\n"
-        "above N at a time (default: never)"),
-    OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
-        "for running requests after SIGTERM (default: 10)"),
-    OPT("metrics", "HOST:PORT", OPTION_TEXT, metrics,
-        "counters and histograms in Prometheus' text format,\nover plain HTTP at /metrics: "
-        "keep that port private"),
-    OPT("user", "NAME[:GROUP]", OPTION_TEXT, user,
-        "become that user once the port is bound and the files\nare open; SIGHUP then reads "
-        "files as that user"),
-    OPT("wipe", NULL, OPTION_FLAG, wipe,
-        "wipe OpenSSL's copies of what was received as well as our\nown: a microsecond a record"),
-    OPT("core", NULL, OPTION_FLAG, core,
-        "allow core dumps and debuggers: both see keys and\nplaintext"),
-    OPT("cubic", NULL, OPTION_FLAG, cubic,
-        "congestion control cubic on every connection\n(for benchmarks)"),
-    OPT("verbose", NULL, OPTION_FLAG, verbose, "say more about connections that end early"),
-    {NULL, NULL, NULL, OPTION_FLAG, NULL, 0},
-  };
-  const command_line line = {
-    .name = "serve",
-    .synopsis = "--cert FILE --key FILE [--root DIR | --body BYTES | --echo] [OPTION...]",
-    .about =
-      "A TLS 1.2 and 1.3 server. With --root it serves files over HTTP/1.1 (GET, HEAD,\n"
-      "one byte range, keep-alive, pipelining); no path leads out of DIR, not through\n"
-      "\"..\" and not through symbolic links. Directories answer with their index.html.\n\n"
-      "Prints \"listening on HOST:PORT\" once it accepts. SIGTERM or SIGINT: accepts no\n"
-      "more, finishes running requests (for at most --drain-timeout), closes idle\n"
-      "connections with close_notify and exits 0. A second one stops at once, also with 0.\n"
-      "SIGHUP: reads certificate, key, client CAs and ticket keys again, for connections from\n"
-      "then on; when they are no good it says so and keeps those in use.\n"
-      "SIGUSR1: lists every fiber, what it waits for and for how long, on standard error.\n"
-      "Connections that fail are reported there, too, a few lines a second at most.",
-    .examples =
-      "  um-tls serve --cert cert.pem --key key.pem --root /srv/www --listen :8443\n"
-      "  um-tls serve --cert cert.pem --key key.pem --echo --threads 2\n"
-      "  um-tls serve --cert cert.pem --key key.pem --client-ca clients.pem --min-tls 1.3",
-    .options = options,
-  };
-  return options_parse(&line, argc, argv);
-}
+static const option known[] = {
+  OPT("listen", "HOST:PORT", OPTION_TEXT, listen,
+      "where to listen: localhost:8443, [::1]:0, :443 (every\naddress); port 0 picks a free one. "
+      "Default: localhost:8443"),
+  OPT("cert", "FILE", OPTION_TEXT, cert, "certificate chain, PEM, leaf first (required)"),
+  OPT("key", "FILE", OPTION_TEXT, key, "its private key, PEM (required)"),
+  OPT("root", "DIR", OPTION_TEXT, root, "serve the files below DIR over HTTP/1.1"),
+  {"body", "BYTES", "answer every GET with so many bytes from memory\n(for benchmarks)",
+   OPTION_SIZE, AT(body), UINT64_C(1) << 30},
+  OPT("echo", NULL, OPTION_FLAG, echo, "no HTTP: send back every byte received"),
+  {"hsts", "SECONDS", "tell browsers to use only TLS to this host for so long\n"
+   "(Strict-Transport-Security; 31536000 is a year).\nDefault: say nothing", OPTION_COUNT,
+   AT(hsts), UINT32_MAX},
+  {"threads", "N", "a reactor each, sharing the port (default: 1)", OPTION_COUNT, AT(threads),
+   256},
+  OPT("client-ca", "FILE", OPTION_TEXT, client_ca,
+      "mutual TLS: require a client certificate of this CA (PEM)"),
+  OPT("alpn", "LIST", OPTION_TEXT, alpn,
+      "protocols, most wanted first: \"h2,http/1.1\"; clients\n"
+      "that offer only others are refused. Default: http/1.1\n"
+      "for HTTP (no one refused), none for --echo"),
+  OPT("ticket-keys", "FILE", OPTION_TEXT, ticket_keys,
+      "keys of session tickets, 80 random bytes each, the first\nin use: for several hosts, or "
+      "restarts. Default: random\nones that change every hour"),
+  OPT("min-tls", "VERSION", OPTION_TEXT, min_tls, "1.2 or 1.3 (default: 1.2)"),
+  {"max-connections", "N", "accept no more than N at a time (default: 100000)", OPTION_COUNT,
+   AT(max_connections), UINT32_MAX / 2},
+  {"max-per-address", "N", "of those, from one IPv4 address or one IPv6 /64; more are\n"
+   "closed at once (default: no limit)", OPTION_COUNT, AT(max_per_address), UINT32_MAX / 2},
+  OPT("handshake-timeout", "SECONDS", OPTION_SECONDS, handshake_timeout,
+      "for a peer's handshake (default: 10)"),
+  OPT("idle-timeout", "SECONDS", OPTION_SECONDS, idle_timeout,
+      "for the next request, or a peer that takes nothing of\nits response (default: 60)"),
+  OPT("request-timeout", "SECONDS", OPTION_SECONDS, request_timeout,
+      "for a whole request, head and body, from its first byte\non (default: 30)"),
+  {"min-rate", "BYTES", "a second, on average, that a peer must take of a response,\n"
+   "--idle-timeout after it began (default: 4k)", OPTION_SIZE, AT(min_rate), UINT32_MAX},
+  {"handshake-bytes", "BYTES", "that a peer may send before its handshake is done\n"
+   "(default: 64k)", OPTION_SIZE, AT(handshake_bytes), UINT32_MAX},
+  {"max-floods", "N", "turns in a row that a peer may fill with records without\n"
+   "data, such as KeyUpdates (default: any number)", OPTION_COUNT, AT(max_floods), UINT32_MAX},
+  {"receive-total", "BYTES", "received by all connections of a thread and not handled\n"
+   "yet, above which each may have 4k (default: 64M)", OPTION_SIZE, AT(receive_total), UINT32_MAX},
+  {"send-total", "BYTES", "the same for what is to be sent, and 16k (default: 256M)",
+   OPTION_SIZE, AT(send_total), UINT32_MAX},
+  OPT("offload", "WHEN", OPTION_TEXT, offload,
+      "handshakes on threads of their own, so that connections\nthat are there do not wait for "
+      "them: never, always, auto\n(slow keys such as RSA; others above 32 at a time), or\n"
+      "above N at a time (default: never)"),
+  OPT("drain-timeout", "SECONDS", OPTION_SECONDS, drain_timeout,
+      "for running requests after SIGTERM (default: 10)"),
+  OPT("metrics", "HOST:PORT", OPTION_TEXT, metrics,
+      "counters and histograms in Prometheus' text format,\nover plain HTTP at /metrics: "
+      "keep that port private"),
+  OPT("user", "NAME[:GROUP]", OPTION_TEXT, user,
+      "become that user once the port is bound and the files\nare open; SIGHUP then reads "
+      "files as that user"),
+  OPT("wipe", NULL, OPTION_FLAG, wipe,
+      "wipe OpenSSL's copies of what was received as well as our\nown: a microsecond a record"),
+  OPT("core", NULL, OPTION_FLAG, core,
+      "allow core dumps and debuggers: both see keys and\nplaintext"),
+  OPT("cubic", NULL, OPTION_FLAG, cubic,
+      "congestion control cubic on every connection\n(for benchmarks)"),
+  OPT("verbose", NULL, OPTION_FLAG, verbose, "say more about connections that end early"),
+  {NULL, NULL, NULL, OPTION_FLAG, 0, 0},
+};
+
+static const command_line command = {
+  .name = "serve",
+  .synopsis = "--cert FILE --key FILE [--root DIR | --body BYTES | --echo] [OPTION...]",
+  .about =
+    "A TLS 1.2 and 1.3 server. With --root it serves files over HTTP/1.1 (GET, HEAD,\n"
+    "one byte range, keep-alive, pipelining); no path leads out of DIR, not through\n"
+    "\"..\" and not through symbolic links. Directories answer with their index.html.\n\n"
+    "Prints \"listening on HOST:PORT\" once it accepts. SIGTERM or SIGINT: accepts no\n"
+    "more, finishes running requests (for at most --drain-timeout), closes idle\n"
+    "connections with close_notify and exits 0. A second one stops at once, also with 0.\n"
+    "SIGHUP: reads certificate, key, client CAs and ticket keys again, for connections from\n"
+    "then on; when they are no good it says so and keeps those in use.\n"
+    "SIGUSR1: lists every fiber, what it waits for and for how long, on standard error.\n"
+    "Connections that fail are reported there, too, a few lines a second at most.",
+  .examples =
+    "  um-tls serve --cert cert.pem --key key.pem --root /srv/www --listen :8443\n"
+    "  um-tls serve --cert cert.pem --key key.pem --echo --threads 2\n"
+    "  um-tls serve --cert cert.pem --key key.pem --client-ca clients.pem --min-tls 1.3",
+  .options = known,
+};
 
 bool serve_offload(const char *text, int *policy) {
   static const struct { const char *name; int policy; } names[] = {
@@ -177,7 +176,7 @@ int command_serve(int argc, char **argv) {
                           .drain_timeout = 10000,
                           .max_connections = 100000},
               .metrics_fd = -1};
-  int code = parse(&s, argc, argv);
+  int code = options_parse(&command, &s.options, argc, argv);
   if (code != OPTIONS_GO_ON) return code;
   if ((code = check(&s.options)) != EXIT_OK) return code;
   s.site.has_body = s.options.body > 0;
