@@ -162,6 +162,16 @@ class HalfOpen(Limited):
                                for i in range(5, len(hello))))
         self.assertEqual(receive(plain, 1), b"\x16", "a ServerHello")
 
+    def test_proxy_header(self):
+        """Of HAProxy's protocol, versions 1 and 2: is not known, so it is no TLS."""
+        server, metrics = self.limited("--echo")
+        v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)
+        for header in (b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 443\r\n", v2):
+            plain = self.connect(server.port)
+            plain.sendall(header + client_hello())
+            self.assertNotIn(b"\x16", ended(plain)[:1])
+        wait_until(lambda: counter(metrics, "tls_failed_total") == 2, "both are counted")
+
     def test_too_long(self):
         server, metrics = self.limited("--echo", "--verbose")
         for wire in (struct.pack(">BHH", 22, 0x301, 4) + b"\1\0\x20\1",    # says 8,193
@@ -306,8 +316,10 @@ class Time(Limited):
         secure = self.shake(self.connect(server.port))
         started = time.monotonic()
         self.drip(secure, b"GET / HTTP/1.1\r\n" + b"X: " + b"x" * 5000, 0.02)
-        self.assertIn(b"408", secure.recv(100))
+        self.assertIn(b"408", receive_all(secure))
         self.assertLess(time.monotonic() - started, SOON)
+        secure.close()
+        wait_until(lambda: counter(metrics, "tls_too_slow_total") == 1, "it was counted")
 
     def test_dripping_body(self):
         server, metrics = self.limited("--body", 10, "--request-timeout", 1)

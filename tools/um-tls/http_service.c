@@ -296,6 +296,12 @@ static int linger(exchange *x) {
   return UM_TLS_CLOSE;
 }
 
+/* Told, and then counted as what it is (um_tls_listener_stats.too_slow). */
+static int too_slow(exchange *x) {
+  if (!refuse(x, 408)) linger(x);
+  return -ETIMEDOUT;
+}
+
 /* ---- reading ---- */
 
 enum { NO_MORE = 0 }; /* and UM_TLS_* by *outcome */
@@ -319,7 +325,7 @@ static size_t next_head(exchange *x, int *outcome) {
       return NO_MORE;
     }
     ssize_t n = um_tls_read(x->tls, x->head + have, sizeof x->head - have, limit);
-    if (n == -ETIMEDOUT && have) return *outcome = refuse(x, 408), NO_MORE;
+    if (n == -ETIMEDOUT && have) return *outcome = too_slow(x), NO_MORE;
     if (n <= 0) return *outcome = n ? (int)n : UM_TLS_CLOSE, NO_MORE;
     x->end += (size_t)n;
     if (x->end > x->most) x->most = x->end;

@@ -46,7 +46,7 @@ static bool parse_count(const char *text, bool suffixes, uint64_t *out) {
 
 static bool parse_seconds(const char *text, int64_t *milliseconds) {
   char *end;
-  if (*text < '0' || *text > '9') return false;
+  if (*text < '0' || *text > '9' || strpbrk(text, "xXeE")) return false; /* decimal */
   double seconds = strtod(text, &end);
   if (*end == 's') end++;
   *milliseconds = (int64_t)(seconds * 1000 + 0.5);
