@@ -11,8 +11,8 @@ import signal
 import socket
 import stat
 
-from harness import (PATIENCE, SANITIZED, Case, cert, client_context, exchange, main, pair, receive,
-                     run, tls, um_tls)
+from harness import (PATIENCE, SANITIZED, UM_TLS, Case, Child, cert, client_context, exchange,
+                     main, pair, receive, run, tls, um_tls)
 
 OTHER = "nobody"
 
@@ -88,6 +88,23 @@ class Reload(Case):
         self.reload(server)
         with tls(server.port) as one:
             self.assertNotEqual(serial(one), first)
+
+    def test_signals_while_starting(self):
+        """The certificate is a FIFO, so that the start lasts: they are heeded when it is over."""
+        chain, key = self.files()
+        fifo = chain + ".fifo"
+        os.mkfifo(fifo)
+        server = self.start(Child(UM_TLS, "serve", "--listen", "127.0.0.1:0", "--cert", fifo, "--key",
+                                  key, "--echo"), code=0)
+        with open(fifo, "wb") as writer, open(chain, "rb") as certificate:   # it reads by now
+            server.process.send_signal(signal.SIGHUP)
+            server.process.send_signal(signal.SIGUSR1)
+            os.replace(chain, fifo)
+            writer.write(certificate.read())
+        port = int(server.wait_for(rb"listening on \S+:(\d+)\n").group(1))
+        server.wait_for(rb"reloaded", "err")
+        server.wait_for(rb"fiber 0x", "err")
+        self.echoes(port)
 
     def test_under_load(self):
         """Reloads while curl after curl asks: not one fails."""

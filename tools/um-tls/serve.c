@@ -179,6 +179,7 @@ int command_serve(int argc, char **argv) {
   int code = options_parse(&command, &s.options, argc, argv);
   if (code != OPTIONS_GO_ON) return code;
   if ((code = check(&s.options)) != EXIT_OK) return code;
+  serve_block_signals();
   s.site.has_body = s.options.body > 0;
   s.site.body = s.options.body;
   set_fields(&s);

@@ -63,6 +63,8 @@ int serve_tls_setup(server *s);
 /* The same again, from the files as they are now; on failure all stays as it was. */
 int serve_tls_reload(server *s);
 void serve_tls_free(server *s);
+/* Those that would end a server that is still starting and are not meant to: they wait. */
+void serve_block_signals(void);
 /* Binds `count` sockets, gives up what --user says, and then creates as many reactors: rings
  * keep the rights that they were made with. The same. */
 int serve_workers_create(server *s);

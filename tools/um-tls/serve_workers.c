@@ -214,9 +214,15 @@ static int take_context(void *arg) {
   return result;
 }
 
+static bool has_started(server *s) {
+  while (atomic_load(&s->starting))
+    if (um_fiber_sleep(um_after(10)) < 0) return false;
+  return true;
+}
+
 /* Connections that are there keep the certificate they were made with. */
 static void reload(server *s) {
-  if (atomic_load(&s->starting)) return;
+  if (!has_started(s)) return;
   if (serve_tls_reload(s) != EXIT_OK) {
     say("nothing was reloaded: the certificate, keys and CAs in use stay");
     return;
@@ -267,6 +273,14 @@ static int supervise(void *arg) {
   for (unsigned i = 0; i < s->count; i++) um_semaphore_acquire(&s->drained, UM_FOREVER);
   um_group_cancel(&helpers);
   return um_group_join(&helpers, UM_FOREVER);
+}
+
+void serve_block_signals(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR1);
+  sigaddset(&set, SIGHUP);
+  pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
 static void block_signals(void) {
