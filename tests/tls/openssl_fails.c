@@ -54,6 +54,9 @@ FAILS(int, SSL_CTX_set_session_id_context, (SSL_CTX *c, const unsigned char *id,
       (c, id, n), 0)
 FAILS(int, RAND_bytes, (unsigned char *bytes, int n), (bytes, n), 0)
 /* tickets */
+FAILS(int, SSL_CTX_set_tlsext_ticket_key_evp_cb,
+      (SSL_CTX *c, int (*answer)(SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *,
+                                 EVP_MAC_CTX *, int)), (c, answer), 0)
 FAILS(int, EVP_CipherInit_ex,
       (EVP_CIPHER_CTX *c, const EVP_CIPHER *type, ENGINE *e, const unsigned char *key,
        const unsigned char *iv, int encrypt), (c, type, e, key, iv, encrypt), 0)
