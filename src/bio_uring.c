@@ -33,22 +33,6 @@ static um_bio *state(BIO *bio) { return BIO_get_data(bio); }
 
 /* ---- suspending ---- */
 
-/* Another fiber runs while this one waits: errors in OpenSSL's per-thread queue
- * must stay this fiber's. */
-static int suspended_read(um_conn *conn, um_time deadline) {
-  um_saved_errors *errors = um__errors_save();
-  int result = um__conn_wait_readable(conn, deadline);
-  um__errors_restore(errors);
-  return result;
-}
-
-static int suspended_write(um_conn *conn, size_t limit, um_time deadline) {
-  um_saved_errors *errors = um__errors_save();
-  int result = um__conn_wait_output(conn, limit, deadline);
-  um__errors_restore(errors);
-  return result;
-}
-
 static bool busy(const um_conn *conn) { return conn->receive || conn->send || conn->is_holding; }
 
 /* Where this call waits: in a fiber (1), blocking the thread (0), or nowhere. */
@@ -142,10 +126,25 @@ static int wait_failed(BIO *bio, um_bio *b, int error, int flags) {
   return passing ? retry(bio, b, error, flags) : failed(b, error);
 }
 
+/* Another fiber runs while this one waits: errors in OpenSSL's per-thread queue must stay this
+ * fiber's. */
 static int wait_for_bytes(um_bio *b) {
   int where = place(b->conn);
   if (where < 0) return where;
-  return where ? suspended_read(b->conn, b->deadline) : blocking_fill(b->conn, b->deadline);
+  if (!where) return blocking_fill(b->conn, b->deadline);
+  um_saved_errors *errors = um__errors_save();
+  int result = um__conn_wait_readable(b->conn, b->deadline);
+  um__errors_restore(errors);
+  return result;
+}
+
+static int wait_for_room(um_bio *b) {
+  size_t limit = um__conn_send_limit(b->conn);
+  if (b->conn->output < limit) return 0;
+  um_saved_errors *errors = um__errors_save(); /* as above */
+  int result = um__conn_wait_output(b->conn, limit / 2, b->deadline);
+  um__errors_restore(errors);
+  return result;
 }
 
 static int take(BIO *bio, um_bio *b, char *out, int length) {
@@ -181,14 +180,10 @@ static int suspending_put(um_bio *b, const char *data, size_t length) {
   um_conn *conn = b->conn;
   int where = place(conn), result = 0;
   if (where < 0) return where;
-  if (where) {
-    size_t limit = um__conn_send_limit(conn);
-    if (conn->output >= limit) result = suspended_write(conn, limit / 2, b->deadline);
-    return result < 0 ? result : um__conn_put(conn, data, length);
-  }
-  if (conn->output) result = blocking_drain(conn, b->deadline);
+  if (where) result = wait_for_room(b);
+  else if (conn->output) result = blocking_drain(conn, b->deadline);
   if (result == 0) result = um__conn_put(conn, data, length);
-  if (result < 0) return result;
+  if (result < 0 || where) return result;
   result = blocking_drain(conn, b->deadline);
   return result == -ETIMEDOUT ? 0 : result; /* queued: the next write goes on */
 }
