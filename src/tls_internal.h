@@ -1,5 +1,5 @@
-/* A TLS stream from the inside: shared by tls_stream.c, tls_read.c, tls_write.c and
- * tls_server.c. */
+/* A TLS stream from the inside: shared by tls_stream.c, tls_read.c, tls_write.c,
+ * tls_close.c and tls_server.c. */
 #ifndef UM_TLS_INTERNAL_H
 #define UM_TLS_INTERNAL_H
 
@@ -47,6 +47,8 @@ struct um_tls {
 /* Internal result: a worker computes; nothing can be done before it has. */
 #define UM_OFFLOADED (-EINPROGRESS)
 
+/* Whether the calling fiber is one of the stream's reactor: 0 or why not. */
+int um__tls_check_caller(const um_tls *tls);
 /* Entry and exit of every public call that may wait. */
 int um__tls_enter(um_tls *tls);
 void um__tls_leave(um_tls *tls);
