@@ -14,8 +14,8 @@ import tempfile
 import threading
 import time
 
-from harness import (PATIENCE, Case, Server, client_context, client_hello, cut_off, exchange, main,
-                     make_root, receive, receive_all, reset, tcp, tls, wait_until)
+from harness import (PATIENCE, Case, MemoryClient, Server, client_context, client_hello, cut_off,
+                     exchange, main, make_root, receive, receive_all, reset, tcp, tls, wait_until)
 
 PLAIN = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -178,50 +178,28 @@ class Hostile(Case):
     def test_half_close(self):
         """close_notify after the request: the whole answer comes, then the server's own."""
         with tcp(self.port()) as plain:
-            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-            body = b""
-
-            def step(function, *arguments):
-                while True:
-                    try:
-                        return function(*arguments)
-                    except ssl.SSLWantReadError:
-                        plain.sendall(outgoing.read())
-                        incoming.write(plain.recv(65536) or self.fail("FIN without close_notify"))
-
-            step(client.do_handshake)
-            client.write(PLAIN % b"big.bin")
+            client, body = MemoryClient(plain, client_context()), b""
+            client.step(client.tls.do_handshake)
+            client.tls.write(PLAIN % b"big.bin")
             with contextlib.suppress(ssl.SSLError):
-                client.unwrap()
+                client.tls.unwrap()
             with contextlib.suppress(ssl.SSLZeroReturnError):
-                while piece := step(client.read, 65536):
+                while piece := client.step(client.tls.read, 65536):
                     body += piece
             self.same(body.partition(b"\r\n\r\n")[2], self.big)
 
     def test_flipped_byte(self):
         """A record that was changed on the way is answered with an alert."""
         with tcp(self.port()) as plain:
-            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-            while True:
-                try:
-                    client.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    plain.sendall(outgoing.read())
-                    incoming.write(plain.recv(65536))
-            plain.sendall(outgoing.read())
-            client.write(PLAIN % b"hello.txt")
-            record = bytearray(outgoing.read())
+            client = MemoryClient(plain, client_context())
+            client.step(client.tls.do_handshake)
+            plain.sendall(client.outgoing.read())
+            client.tls.write(PLAIN % b"hello.txt")
+            record = bytearray(client.outgoing.read())
             record[20] ^= 1
             plain.sendall(record)
             with self.assertRaisesRegex(ssl.SSLError, "(?i)alert bad record mac"):
-                while True:
-                    try:
-                        client.read(100)
-                    except ssl.SSLWantReadError:
-                        incoming.write(plain.recv(65536) or self.fail("ended without an alert"))
+                client.step(client.tls.read, 100)
 
     def test_slow_reader(self):
         """Takes a little at a time; it gets everything."""

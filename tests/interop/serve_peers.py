@@ -9,8 +9,9 @@ import tempfile
 import threading
 import time
 
-from harness import (PATIENCE, VERSIONS, Child, ServedCase, both_versions, cert, client_context,
-                     cut_off, exchange, main, make_root, pair, receive, receive_all, run, tcp, tls)
+from harness import (PATIENCE, VERSIONS, Child, MemoryClient, ServedCase, both_versions, cert,
+                     client_context, cut_off, exchange, main, make_root, pair, receive, receive_all,
+                     run, tcp, tls)
 
 
 class Curl(ServedCase):
@@ -397,30 +398,18 @@ class PythonSsl(ServedCase):
         """close_notify after the last byte: all that was sent still comes back, then the
         server's close_notify."""
         data = os.urandom(200000)
-        context = client_context(version)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
         back = bytearray()
         with tcp(self.server.port) as plain:
-            def step(function, *arguments):
-                while True:
-                    try:
-                        return function(*arguments)
-                    except ssl.SSLWantReadError:
-                        plain.sendall(outgoing.read())
-                        piece = plain.recv(65536)
-                        self.assertTrue(piece, "FIN without close_notify")
-                        incoming.write(piece)
-
-            step(client.do_handshake)
-            self.assertEqual(client.write(data), len(data))
+            client = MemoryClient(plain, client_context(version))
+            client.step(client.tls.do_handshake)
+            self.assertEqual(client.tls.write(data), len(data))
             with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLSyscallError):
-                client.unwrap()
-            sender = threading.Thread(target=plain.sendall, args=(outgoing.read(),))
+                client.tls.unwrap()
+            sender = threading.Thread(target=plain.sendall, args=(client.outgoing.read(),))
             sender.start()
             try:
                 while True:
-                    piece = step(client.read, 65536)
+                    piece = client.step(client.tls.read, 65536)
                     if not piece:
                         break
                     back += piece
