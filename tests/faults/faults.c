@@ -6,21 +6,17 @@
  * the same again: a failure names it. After each life: every fiber has ended, the kernel owns
  * nothing, every buffer is back; every byte was delivered once and in order, or an error said
  * that it was not. Leaks are for the sanitizer's build to find. */
-#define OPENSSL_SUPPRESS_DEPRECATED /* RAND_METHOD: there is no other way so short */
 #include "backend_scripted.h"
 #include "harness.h"
 #include "memory_peer.h"
+#include "own_world.h"
 
 #include "reactor/alloc.h"
 
 #include <bio_uring/observe.h>
 #include <bio_uring/tls.h>
-#include <openssl/rand.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MOST_BYTES 60000
@@ -54,39 +50,7 @@ static unsigned roll(life *l, unsigned sides) {
 
 static bool chance(life *l, unsigned percent) { return roll(l, 100) < percent; }
 
-/* ---- the clock, the allocator and the process ---- */
-
-/* Time of this program's own, in place of the C library's: it passes when it is looked at and
- * when somebody would sleep, and it can jump. */
-static int64_t ns = UM_SECOND;
-
-int clock_gettime(clockid_t clock, struct timespec *out) {
-  if (clock != CLOCK_MONOTONIC) return (int)syscall(SYS_clock_gettime, clock, out);
-  ns += 1000;
-  *out = (struct timespec){ns / UM_SECOND, ns % UM_SECOND};
-  return 0;
-}
-
-int poll(struct pollfd *fds, nfds_t count, int timeout) {
-  long ready = syscall(SYS_poll, fds, count, 0);
-  if (ready == 0 && timeout > 0) ns += timeout * UM_MS;
-  return (int)ready;
-}
-
-/* OpenSSL's randomness, too: lengths of signatures depend on it. */
-static uint64_t random_state;
-
-static int random_bytes(unsigned char *bytes, int count) {
-  for (int i = 0; i < count; i++) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    bytes[i] = (unsigned char)(random_state >> 56);
-  }
-  return 1;
-}
-
-static int random_is_ready(void) { return 1; }
-static const RAND_METHOD not_random = {.bytes = random_bytes, .pseudorand = random_bytes,
-                                       .status = random_is_ready};
+/* ---- the allocator and the process ---- */
 
 static unsigned allocation_dice, allocation_percent;
 
@@ -120,7 +84,7 @@ static void fork_here(life *l) {
 
 /* Between two waits of the scripted kernel. */
 static void disturb(life *l) {
-  if (l->jumps && chance(l, 3)) ns += (1 + roll(l, 100)) * UM_SECOND, jumps++;
+  if (l->jumps && chance(l, 3)) own_time += (1 + roll(l, 100)) * UM_SECOND, jumps++;
   if (l->forks && chance(l, 10)) fork_here(l), forks++;
   if (l->over) return;
   if (chance(l, 2) && l->reader) um_fiber_cancel(l->reader), cancels++;
@@ -319,7 +283,9 @@ static void show(life *l) {
 static void run_seed(uint64_t seed) {
   life l = {.seed = seed, .dice = seed * 0x9e3779b97f4a7c15u + 7};
   current = &l;
+  static uint64_t random_state;
   random_state = seed;
+  own_randomness(&random_state);
   for (int i = 0; i < 4; i++) roll(&l, 2);
   um_reactor_config config = {.buffer_count = 4u << roll(&l, 4), .buffer_size = 4096,
                               .receive_limit = 4096u << roll(&l, 4),
@@ -386,7 +352,6 @@ int main(int argc, char **argv) {
   signal(SIGABRT, crashed);
   signal(SIGSEGV, crashed);
   signal(SIGALRM, crashed);
-  RAND_set_rand_method(&not_random);
   unsigned fds = open_fds();
   for (uint64_t seed = from; seed < from + count; seed++) {
     alarm(60); /* a loop without an end */

@@ -1,15 +1,11 @@
-#define OPENSSL_SUPPRESS_DEPRECATED /* RAND_METHOD: there is no other way so short */
 #include "stream_run.h"
 
 #include "harness.h"
 #include "memory_peer.h"
+#include "own_world.h"
 
 #include <bio_uring/tls.h>
 #include <fcntl.h>
-#include <openssl/rand.h>
-#include <poll.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct run {
@@ -19,49 +15,19 @@ typedef struct run {
   void *arg;
 } run;
 
-/* ---- time and randomness ---- */
-
-static int64_t ns = UM_SECOND;
-
-int clock_gettime(clockid_t clock, struct timespec *out) {
-  if (clock != CLOCK_MONOTONIC) return (int)syscall(SYS_clock_gettime, clock, out);
-  ns += 1000;
-  *out = (struct timespec){ns / UM_SECOND, ns % UM_SECOND};
-  return 0;
-}
-
-int poll(struct pollfd *fds, nfds_t count, int timeout) {
-  long ready = syscall(SYS_poll, fds, count, 0);
-  if (ready == 0 && timeout > 0) ns += timeout * UM_MS;
-  return (int)ready;
-}
+/* ---- randomness, ours and the peer's ---- */
 
 static uint64_t random_state[2];
-static int whose;
-
-static int random_bytes(unsigned char *bytes, int count) {
-  uint64_t *state = &random_state[whose];
-  for (int i = 0; i < count; i++) {
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    bytes[i] = (unsigned char)(*state >> 56);
-  }
-  return 1;
-}
-
-static int random_is_ready(void) { return 1; }
-static const RAND_METHOD not_random = {.bytes = random_bytes, .pseudorand = random_bytes,
-                                       .status = random_is_ready};
 
 static void start_randomness(void) {
   random_state[0] = 1;
   random_state[1] = 2;
-  whose = 0;
+  own_randomness(&random_state[0]);
 }
 
-void stream_peers_turn(bool begins) { whose = begins; }
+void stream_peers_turn(bool begins) { own_randomness(&random_state[begins]); }
 
 void stream_init(void) {
-  RAND_set_rand_method(&not_random);
   start_randomness();
   for (int i = 0; i < 8; i++)
     memory_peer_ctx(i & 1, i & 2 ? TLS1_3_VERSION : TLS1_2_VERSION, i & 4);
