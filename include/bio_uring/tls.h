@@ -274,7 +274,8 @@ UM_API int um_tls_serve(um_tls_listener **out, int listen_fd, const um_tls_serve
  * -EINVAL, UM_EWRONGTHREAD, UM_EFORKED. */
 UM_API int um_tls_listener_set_ctx(um_tls_listener *listener, SSL_CTX *ctx);
 /* Stops accepting, lets running handlers finish and closes parked connections
- * with close_notify; at the deadline cancels what is left. Then frees. From a
+ * with close_notify; at the deadline cancels what is left. Then frees. Meanwhile the kernel
+ * still queues who connects: shutdown(2) of the listening socket before it refuses them. From a
  * fiber. 0, or -ETIMEDOUT when handlers had to be cancelled. */
 UM_API int um_tls_listener_stop(um_tls_listener *listener, um_time deadline);
 

@@ -77,7 +77,7 @@ class Serve(Case):
     def test_usage(self):
         for options in (["--nonsense"], ["--threads", "0"], ["--threads", "two"], ["--threads"],
                         ["--echo=yes"], ["--echo", "--root", "/"], ["--min-tls", "1.1"],
-                        ["--alpn", "a,,b"], ["--idle-timeout", "soon"],
+                        ["--hsts", "60", "--echo"], ["--alpn", "a,,b"], ["--idle-timeout", "soon"],
                         ["--idle-timeout", "0x10"], ["--drain-timeout", "1e3"], ["stray"]):
             with self.subTest(options=options):
                 self.refused(USAGE, options[0].strip("-").partition("=")[0].encode(), *options)

@@ -133,6 +133,8 @@ static int check(const serve_options *o) {
   if (!!o->root + !!o->body + o->echo > 1)
     return fail(EXIT_USAGE,
                 "--root, --body and --echo exclude each other; see um-tls serve --help");
+  if (o->hsts && o->echo)
+    return fail(EXIT_USAGE, "--hsts is a header of HTTP: --echo has none");
   if (o->min_tls && strcmp(o->min_tls, "1.2") && strcmp(o->min_tls, "1.3"))
     return fail(EXIT_USAGE, "--min-tls %s: wanted is 1.2 or 1.3", o->min_tls);
   if ((o->receive_total && o->receive_total < 65536) || (o->send_total && o->send_total < 65536))
