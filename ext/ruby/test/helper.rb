@@ -54,8 +54,10 @@ module Watchdog
     main = Thread.current
     @watchdog = Thread.new do
       sleep @limit || LIMIT
-      warn "#{test} hangs:", Thread.list.flat_map { |t| [t.inspect, *t.backtrace] }
-      warn main.backtrace
+      GC.stress = false
+      # Not warn(), which tests may have silenced.
+      $stderr.puts "#{test} hangs:", Thread.list.flat_map { |t| [t.inspect, *t.backtrace] }
+      $stderr.puts main.backtrace
       exit! 1
     end
   end
