@@ -21,7 +21,7 @@
 
 /* ---- tests ---- */
 
-#define WATCHDOG 120 /* seconds, for each test: emulated machines are slow */
+#define WATCHDOG 300 /* seconds, for each test: emulated machines are slow */
 
 #ifdef PLAIN_RUNNER
 void plain_add(const char *suite, const char *name, void (*fn)(void));

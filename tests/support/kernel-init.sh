@@ -22,7 +22,7 @@ exec >/dev/ttyS0 2>&1
 # A machine without KVM may be slow: time alone is no failure before this.
 run() {
   echo "## $1 $UM_BACKEND"
-  timeout 400 "$1" --tap=/tmp/tap >/tmp/said 2>&1
+  timeout 1500 "$1" --tap=/tmp/tap >/tmp/said 2>&1
   status=$?
   cat /tmp/tap
   [ $status = 0 ] || grep -v '^\[====\]' /tmp/said | tail -n 20 | sed 's/^/said: /'

@@ -33,7 +33,7 @@ int main(int argc, char **argv) {
   setvbuf(stdout, NULL, _IONBF, 0);
   for (int i = 0; i < count; i++) {
     if (!wanted(i, argc, argv)) continue;
-    alarm(5 * WATCHDOG);
+    alarm(2 * WATCHDOG);
     why = NULL;
     printf("# %s/%s\n", tests[i].suite, tests[i].name);
     tests[i].fn();

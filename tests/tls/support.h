@@ -53,7 +53,7 @@ _Noreturn void check_lacks(const char *file, int line, const char *text, const c
 
 /* Every test has a watchdog, and fails if it leaks where the build can tell. */
 void no_leaks(void);
-#define SUITE(name) TestSuite(name, .timeout = 120, .fini = no_leaks)
+#define SUITE(name) TestSuite(name, .timeout = 300, .fini = no_leaks)
 
 /* ---- a reactor around a fiber ---- */
 
