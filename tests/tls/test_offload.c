@@ -344,11 +344,11 @@ TEST(offload, policies) {
 }
 
 TEST(offload, served_connections_hold_no_fiber_meanwhile_and_expire) {
-  service s = {.clients = 1, .config = {.offload = UM_TLS_OFFLOAD_ALWAYS, .handshake_timeout_ms = 30,
+  service s = {.clients = 1, .config = {.offload = UM_TLS_OFFLOAD_ALWAYS, .handshake_timeout_ms = 1000,
                                         .flags = UM_TLS_THREADSAFE_CALLBACKS}};
   serve_with(&s, "server");
   SSL_CTX_set_info_callback(s.config.ctx, look_around);
-  naps = 60;
+  naps = 300; /* at each of more than ten steps; the client begins within the second */
   CHECK_EQ(run_fibers(run_service, &s), 0);
   CHECK_EQ(s.fine, 0);
   CHECK_EQ(s.stats.timed_out, 1);
