@@ -341,13 +341,18 @@ static bool is_due(const um_tls_listener *l) {
   return s && l->reactor->metrics.ticks > s->asked + 1;
 }
 
-#define HANDSHAKE_SHARE (UM_MS / 5)
+#define LEAST_SHARE (UM_MS / 5)
+#define MOST_SHARE UM_MS /* also after something had stopped the loop for long */
+
+static um_time share_of(um_time waited) {
+  um_time share = waited / 4;
+  return share < LEAST_SHARE ? LEAST_SHARE : share > MOST_SHARE ? MOST_SHARE : share;
+}
 
 /* One at least, and a fifth of the time, whatever else there is. */
 static void start_share(um_host *host, um_task *task) {
   um_tls_listener *l = (um_tls_listener *)((char *)task - offsetof(um_tls_listener, shaker));
-  um_time now = um_now(), share = (now - l->reactor->long_since) / 4;
-  um_time end = now + (share > HANDSHAKE_SHARE ? share : HANDSHAKE_SHARE);
+  um_time now = um_now(), end = now + share_of(now - l->reactor->long_since);
   (void)host;
   task->state = UM_TASK_PARKED;
   while (is_due(l)) {

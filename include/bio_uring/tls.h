@@ -249,8 +249,8 @@ typedef struct um_tls_server_config {
                                       callbacks. What workers allocate stays in malloc arenas of
                                       theirs (glibc). What is not offloaded waits while there is
                                       other work, for 200 us at most; then it has as long, or a
-                                      fifth of the loop's time, and at least one step of one
-                                      handshake. A peer that has reset its connection by then
+                                      fifth of the loop's time up to 1 ms, and at least one step of
+                                      one handshake. A peer that has reset its connection by then
                                       costs none, nor one whose time is over */
 } um_tls_server_config;
 enum {
