@@ -78,7 +78,9 @@ void um__op_cancel(um_op *op) {
   um_reactor *r = op->reactor;
   if (!op->in_kernel || op->cancelling || op->notifies) return;
   UM_COUNT(r, cancels, 1);
-  if (r->backend->cancel(r, op) < 0) return;
+  op->cancel_refused = r->backend->cancel(r, op) < 0;
+  r->cancel_refused |= op->cancel_refused;
+  if (op->cancel_refused) return;
   if (unlikely(r->trace)) um__trace(r, UM_TRACE_CANCEL, op, 0, false);
   op->cancelling = true;
 }
@@ -91,6 +93,15 @@ bool um__ops_cancel(um_reactor *r) {
     um__op_cancel(op);
   }
   return any;
+}
+
+/* The queue was full, and could not be emptied. */
+void um__ops_cancel_again(um_reactor *r) {
+  r->cancel_refused = false;
+  for (unsigned i = 0; i < r->op_chunk_count * CHUNK; i++) {
+    um_op *op = &r->op_chunks[i / CHUNK][i % CHUNK];
+    if (op->cancel_refused) um__op_cancel(op);
+  }
 }
 
 static um_op *find(um_reactor *r, uint64_t user_data) {
@@ -123,7 +134,7 @@ void um__op_complete(um_reactor *r, uint64_t user_data, const um_completion *com
     if (unlikely(r->trace)) um__trace(r, UM_TRACE_COMPLETE, op, completion->result, completion->more);
     op->notifies = completion->more && op->code == UM_OP_SEND_ZC;
     if (!completion->more) {
-      op->in_kernel = false;
+      op->in_kernel = op->cancel_refused = false;
       UM_COUNT(r, pending, -1);
     }
     (op->done ? op->done : awaited_done)(op, completion);

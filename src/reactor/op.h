@@ -66,6 +66,7 @@ struct um_op {
   uint8_t code;
   bool in_kernel;    /* the last completion has not been seen */
   bool cancelling;   /* the cancellation's completion has not been seen */
+  bool cancel_refused; /* it is to be asked for again */
   bool notifies;     /* SEND_ZC: it is over but for the notification: nothing to cancel */
   bool released;     /* its owner is through with it */
   union {
@@ -91,6 +92,8 @@ int um__op_submit(um_op *op);
 void um__op_cancel(um_op *op);
 /* The same for all that the kernel has; false when it has nothing. */
 bool um__ops_cancel(um_reactor *reactor);
+/* Those that the backend refused. */
+void um__ops_cancel_again(um_reactor *reactor);
 /* Its owner needs it no more; the slot is reused once the kernel is through too. */
 void um__op_release(um_op *op);
 /* Submits, parks the current task until it has ended, releases. After a deadline or

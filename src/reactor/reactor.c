@@ -225,6 +225,7 @@ const char *um_reactor_backend(const um_reactor *r) { return r->backend->name; }
 
 static bool runnable(const um_reactor *r) {
   return r->ready.first || r->yielded.first || r->turns.first || r->shares.first ||
+         r->cancel_refused ||
          atomic_load_explicit(&((um_reactor *)(uintptr_t)r)->posts.wake_pending,
                               memory_order_relaxed);
 }
@@ -240,6 +241,7 @@ static void settle(um_reactor *r) {
 
 static int tick(um_reactor *r, um_time until) {
   UM_COUNT(r, ticks, 1);
+  if (unlikely(r->cancel_refused)) um__ops_cancel_again(r);
   um__tasks_run(r);
   if (unlikely(um__reactor_forked(r))) return UM_EFORKED;
   settle(r);

@@ -55,6 +55,7 @@ struct um_reactor {
   um_op **op_chunks;
   unsigned op_chunk_count;
   um_op *op_free;
+  bool cancel_refused;     /* of one of them or more */
 
   struct um_stack_pool *stacks;
   struct um_segment *segment_free;

@@ -56,7 +56,7 @@ static int cancel_orders(void *argument) {
   int then;
   for (unsigned late = 0; late < 4; late++) {
     answer a = {.result = ANSWER_NEVER, .cancel_after = late};
-    for (a.cancel = CANCEL_ENDS; a.cancel <= CANCEL_SPLIT; a.cancel++) {
+    for (a.cancel = CANCEL_ENDS; a.cancel <= CANCEL_MISSES; a.cancel++) {
       CHECK_EQ(cancelled_receive(c, a, NULL, &then), -ECANCELED);
       CHECK_EQ(then, 0);
     }
@@ -65,13 +65,34 @@ static int cancel_orders(void *argument) {
       CHECK_EQ(then, -ECANCELED);                              /* nor is the cancellation */
     }
   }
-  CHECK_EQ(script_count(c->s).cancelled, 20);
-  CHECK_EQ(metrics_of(c->r).cancels, 20);
+  CHECK_EQ(script_count(c->s).cancelled, 28); /* four were asked for again */
+  CHECK_EQ(metrics_of(c->r).cancels, 28);
   CHECK_EQ(metrics_of(c->r).stale, 0); /* slots were kept for the second completion */
   return 0;
 }
 
 TEST(ops, cancelled_in_every_order) { play(cancel_orders); }
+
+static int refused_cancels(void *argument) {
+  scene *c = argument;
+  char bytes[8];
+  int then;
+  script_refuse_cancels(c->s, 2);
+  CHECK_EQ(cancelled_receive(c, (answer){.result = ANSWER_NEVER}, NULL, &then), -ECANCELED);
+  script_refuse_cancels(c->s, 2);
+  script_answer(c->s, UM_OP_RECV, (answer){.result = ANSWER_NEVER});
+  CHECK_EQ(um_recv(FD, bytes, sizeof bytes, 0, um_after(1)), -ETIMEDOUT);
+  CHECK_EQ(metrics_of(c->r).cancels, 6);
+  /* It may also end by itself first. */
+  script_refuse_cancels(c->s, 1000000);
+  script_answer(c->s, UM_OP_RECV, (answer){.result = ANSWER_ALL, .after = 5});
+  script_feed(c->s, FD, "12345", 5);
+  CHECK_EQ(um_recv(FD, bytes, sizeof bytes, 0, um_now() - 1), 5);
+  return 0;
+}
+
+/* The submission queue is full, and cannot be emptied now. */
+TEST(ops, a_refused_cancellation_is_asked_for_again) { play(refused_cancels); }
 
 static int deadline_orders(void *argument) {
   scene *c = argument;

@@ -57,13 +57,15 @@ struct script {
   bool *lent;
   int wake_fd;
   script_counts counts;
+  unsigned refuse_cancels;
 };
 
 script_injected script_injected_all[SCRIPT_KINDS] = {
   {"short answers", 0}, {"late answers", 0}, {"completions of an operation long gone", 0},
   {"ENOBUFS", 0}, {"operations refused (queue full, no memory)", 0},
   {"cancelled, told before the operation", 0}, {"cancelled, told a wait later", 0},
-  {"cancelled too late", 0}, {"EINTR", 0}, {"EAGAIN", 0}, {"ENOMEM", 0}, {"ECANCELED unasked", 0},
+  {"cancelled too late", 0}, {"cancelled and not found", 0}, {"cancellations refused", 0},
+  {"EINTR", 0}, {"EAGAIN", 0}, {"ENOMEM", 0}, {"ECANCELED unasked", 0},
   {"ECONNRESET", 0}, {"ETIMEDOUT", 0}, {"EPIPE", 0}, {"EIO", 0}};
 
 static void injected(int kind) { script_injected_all[kind].count++; }
@@ -128,7 +130,7 @@ static void plan_next(script *s, owned *o) {
   o->what = (answer){.result = ANSWER_ALL};
   if (s->options.seed) {
     o->what.after = roll(s, 4) ? 0 : roll(s, 4);
-    o->what.cancel = (enum answer_cancel)roll(s, 5);
+    o->what.cancel = (enum answer_cancel)roll(s, 6);
     o->what.cancel_after = roll(s, 3);
     o->what.stale_before = roll(s, 16) == 0;
     if (chance(s, s->options.fault_percent)) o->what.result = some_fault(s, o->op);
@@ -374,6 +376,13 @@ static void deliver_cancelled(script *s, owned *o) {
   answer what = o->what;
   um_completion c = {.result = -ECANCELED};
   bool possible = !starves(s, o->op);
+  if (how == CANCEL_MISSES) {
+    injected(SCRIPT_CANCEL_MISSED);
+    o->cancelled = false;
+    o->what.cancel = CANCEL_ENDS;
+    answer_cancel(s, user_data, -ENOENT);
+    return;
+  }
   if (how == CANCEL_LOSES || how == CANCEL_PARTLY) {
     if (possible) perform(s, o->op, &what, &c);
     else how = CANCEL_ENDS;
@@ -458,6 +467,11 @@ static int scripted_cancel(um_reactor *r, um_op *op) {
   while (o && o->op != op) o = o->next;
   CHECK(o != NULL);
   CHECK(!o->cancelled);
+  if (s->refuse_cancels || chance(s, s->options.refuse_percent)) {
+    s->refuse_cancels -= s->refuse_cancels > 0;
+    injected(SCRIPT_CANCEL_REFUSED);
+    return -EBUSY;
+  }
   o->cancelled = true;
   o->cancel_due = s->counts.waits + 1 + o->what.cancel_after;
   if (o->due > o->cancel_due) o->due = o->cancel_due;
@@ -624,6 +638,8 @@ bool script_complete(script *s, enum um_op_code code, int result) {
   }
   return false;
 }
+
+void script_refuse_cancels(script *s, unsigned count) { s->refuse_cancels = count; }
 
 void script_deliver(script *s, uint64_t user_data, int result) {
   CHECK(s->loose_count < sizeof s->loose / sizeof *s->loose);

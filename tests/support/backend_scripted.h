@@ -33,6 +33,7 @@ enum answer_cancel {
   CANCEL_ENDS,    /* the operation's -ECANCELED, then the cancellation's 0 */
   CANCEL_FIRST,   /* the cancellation's completion, then the operation's */
   CANCEL_SPLIT,   /* the operation's -ECANCELED; the cancellation's 0 in the next wait */
+  CANCEL_MISSES,  /* -ENOENT: the kernel did not find it, now; the next one ends it */
   CANCEL_LOSES,   /* -EALREADY: the operation completes as planned (never: now, whole) */
   CANCEL_PARTLY,  /* what was planned is the result nevertheless, in the same wait */
 };
@@ -72,6 +73,8 @@ void script_on_send(script *s, int fd, void (*sent)(script *s, int fd, void *arg
                     void *argument);
 /* Completes an operation of this code that is waiting, in the next wait(). False: none is. */
 bool script_complete(script *s, enum um_op_code code, int result);
+/* The next so many cancellations are not even taken: -EBUSY. */
+void script_refuse_cancels(script *s, unsigned count);
 /* A completion for whatever user_data, in the next wait(). */
 void script_deliver(script *s, uint64_t user_data, int result);
 
@@ -84,9 +87,9 @@ typedef struct script_injected {
   unsigned long count;
 } script_injected;
 enum { SCRIPT_SHORT, SCRIPT_LATE, SCRIPT_STALE, SCRIPT_ENOBUFS, SCRIPT_REFUSED,
-       SCRIPT_CANCEL_FIRST, SCRIPT_CANCEL_SPLIT, SCRIPT_CANCEL_LOST, SCRIPT_EINTR, SCRIPT_EAGAIN,
-       SCRIPT_ENOMEM, SCRIPT_ECANCELED, SCRIPT_ECONNRESET, SCRIPT_ETIMEDOUT, SCRIPT_EPIPE,
-       SCRIPT_EIO, SCRIPT_KINDS };
+       SCRIPT_CANCEL_FIRST, SCRIPT_CANCEL_SPLIT, SCRIPT_CANCEL_LOST, SCRIPT_CANCEL_MISSED,
+       SCRIPT_CANCEL_REFUSED, SCRIPT_EINTR, SCRIPT_EAGAIN, SCRIPT_ENOMEM, SCRIPT_ECANCELED,
+       SCRIPT_ECONNRESET, SCRIPT_ETIMEDOUT, SCRIPT_EPIPE, SCRIPT_EIO, SCRIPT_KINDS };
 extern script_injected script_injected_all[SCRIPT_KINDS];
 script_counts script_count(const script *s);
 unsigned script_owned(const script *s); /* operations that have not completed */
