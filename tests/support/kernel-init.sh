@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# The first process of a machine of tests/lanes/kernel.sh: runs the tests, tells the serial console.
+# The first process of a machine of tests/lanes/kernel.sh and arm64.sh: runs the tests, tells the
+# console.
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -13,7 +14,7 @@ ln -s fd/1 /dev/stdout
 ip link set lo up
 echo '127.0.0.1 localhost' >/etc/hosts
 echo 'root:x:0:0:root:/root:/bin/sh' >/etc/passwd
-exec >/dev/ttyS0 2>&1
+exec >/dev/console 2>&1
 . /settings
 
 "$build/tools/um-tls/um-tls" --version
