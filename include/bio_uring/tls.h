@@ -228,7 +228,8 @@ typedef struct um_tls_server_config {
   void (*closed)(um_tls *tls, void *data, void *arg, int reason);
   unsigned handshake_timeout_ms;   /* 0 = 10,000 */
   unsigned idle_timeout_ms;        /* parked without a byte; 0 = 60,000; UINT_MAX = never */
-  unsigned max_connections;        /* accepting stops there, resumes below; 0 = 100,000 */
+  unsigned max_connections;        /* accepting stops there, resumes below; with a listen(2)
+                                      backlog above 4,096 some more may be accepted; 0 = 100,000 */
   unsigned flags;                  /* UM_TLS_GREET, UM_TLS_THREADSAFE_CALLBACKS */
   unsigned max_per_address;        /* of those, from one IPv4 address or one IPv6 /64; more are
                                       closed at once; 0 = no limit */

@@ -278,7 +278,7 @@ static void run_cancels(um_reactor *r) {
   for (um_op *op; !um__reactor_forked(r) && (op = STAILQ_FIRST(&taken));) {
     STAILQ_REMOVE_HEAD(&taken, cancel_link);
     uint64_t user_data = um__op_user_data(op) | UM_USER_DATA_CANCEL;
-    bool late = !op->in_kernel || op->stage == UM_STAGE_WORKING; /* its own end comes */
+    bool late = !op->in_kernel || op->stage >= UM_STAGE_WORKING; /* its own end comes */
     if (!late) end_cancelled(r, op);
     else if (op->in_kernel) op->stage = UM_STAGE_ABANDONED;
     um__op_complete(r, user_data, &(um_completion){.result = late ? -EALREADY : 0});
